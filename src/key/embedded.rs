@@ -1,0 +1,402 @@
+//! The key service itself: providers, a store, and the state machine of a record.
+//!
+//! A new key is made, opened again and compared, and stored by create-only, before anything uses it. Whoever loses a
+//! race takes the winner's record. A change reads the record, checks its MAC, and swaps it for the next state.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use jiff::{Timestamp, Unit};
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
+
+use crate::{
+    exec::Deadline,
+    key::{
+        binding::Binding,
+        cluster::ClusterKeys,
+        derive::{self, Tag},
+        envelope::{self, Envelope},
+        kms::{Kms, KmsFailure},
+        record::{Base64, Derivation, FORMAT_VERSION, Record, RecordFault, State, StoredKey, random_salt},
+        service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, VolumeKey},
+        store::{DekStore, StoreFailure, Stored},
+    },
+    secret::Dek,
+    volume::VolumeId,
+};
+
+/// Who holds a KEK.
+pub enum Provider {
+    /// We do: DEKs are derived from the cluster key and never stored.
+    Cluster(ClusterKeys),
+    /// A KMS does: DEKs are random, and stored wrapped.
+    Kms(Arc<dyn Kms>),
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster(_) => "Cluster",
+            Self::Kms(_) => "Kms",
+        })
+    }
+}
+
+/// The providers of a configuration, by name.
+#[derive(Debug)]
+pub struct Providers {
+    /// Every provider that records may name.
+    pub by_name: BTreeMap<String, Provider>,
+    /// The one for new volumes.
+    pub default: String,
+}
+
+/// A key service in this process.
+pub struct Embedded {
+    cluster_id: Uuid,
+    providers: Providers,
+    store: Arc<dyn DekStore>,
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded")
+            .field("cluster_id", &self.cluster_id)
+            .field("providers", &self.providers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keys of the binding context that are ours.
+const RESERVED_CONTEXT: [&str; 2] = ["cluster", "volume"];
+/// How often a swap that another writer forestalled is tried again.
+const SWAPS: usize = 8;
+const STEP_CREATE: &str = "creating it";
+
+impl Embedded {
+    /// A key service of one installation.
+    #[must_use]
+    pub fn new(cluster_id: Uuid, providers: Providers, store: Arc<dyn DekStore>) -> Self {
+        Self { cluster_id, providers, store }
+    }
+
+    /// What a volume's record says, without its key and without asking a KMS. Its MAC is not checked.
+    ///
+    /// # Errors
+    /// The store fails or holds no whole record.
+    pub async fn describe(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<KeyInfo>, KeyFailure> {
+        Ok(self.load(volume_id, deadline).await?.map(|stored| KeyInfo::from(&stored.record)))
+    }
+
+    async fn load(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<Stored>, KeyFailure> {
+        let Some(stored) = self.store.get(volume_id, deadline).await.map_err(store_failure)? else { return Ok(None) };
+        if stored.record.cluster_id != self.cluster_id {
+            let source = RecordFault::OtherCluster(stored.record.cluster_id);
+            return Err(KeyFailure::Record { volume_id: volume_id.clone(), source });
+        }
+        Ok(Some(stored))
+    }
+
+    /// The record of a volume that has a key, authenticated, with that key.
+    async fn open(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(Stored, Dek), KeyFailure> {
+        let stored = self.load(volume_id, deadline).await?.ok_or_else(|| KeyFailure::Missing(volume_id.clone()))?;
+        let Some(key) = &stored.record.key else { return Err(KeyFailure::Destroyed(volume_id.clone())) };
+        let dek = self.dek(&stored.record, key, deadline).await?;
+        let refused = |source| KeyFailure::Record { volume_id: volume_id.clone(), source };
+        stored.record.verify(&dek).map_err(refused)?;
+        Ok((stored, dek))
+    }
+
+    async fn dek(&self, record: &Record, key: &StoredKey, deadline: Deadline) -> Result<Dek, KeyFailure> {
+        let (name, binding) = (&record.provider, record.binding());
+        let refused = |source: Box<dyn std::error::Error + Send + Sync>| KeyFailure::Unwrap {
+            volume_id: record.volume_id.clone(),
+            provider: name.clone(),
+            source,
+        };
+        let provider = self.provider(name)?;
+        match (provider, key) {
+            (Provider::Cluster(keys), StoredKey::Derived { mechanism, cluster_key_version, salt }) => {
+                let missing = || refused(format!("cluster key version {cluster_key_version} is not there").into());
+                let version = keys.version(*cluster_key_version).ok_or_else(missing)?;
+                match mechanism {
+                    Derivation::CofferV1 => {
+                        let salt = salt.exactly().ok_or_else(|| refused("its salt is not 32 bytes".into()))?;
+                        Ok(derive::volume_dek(&version.key, &salt, &binding))
+                    }
+                    Derivation::ConstellationV1 => {
+                        Ok(derive::constellation_dek(&version.key, &version.salt, record.luks_uuid))
+                    }
+                }
+            }
+            (Provider::Kms(kms), StoredKey::Wrapped { mechanism: _, kek_id, nonce, wrapped_dek, wrapped_inner_key }) => {
+                let envelope = Envelope { kek_id, nonce, wrapped_dek, wrapped_inner_key };
+                envelope::unwrap(envelope, &binding, kms.as_ref(), deadline).await.map_err(|source| match source {
+                    KmsFailure::NoSuchKek { .. } | KmsFailure::Mismatch => refused(source.into()),
+                })
+            }
+            (Provider::Cluster(_), StoredKey::Wrapped { .. }) | (Provider::Kms(_), StoredKey::Derived { .. }) => {
+                Err(refused("the provider of that name is of another type than when the key was made".into()))
+            }
+        }
+    }
+
+    fn provider(&self, name: &str) -> Result<&Provider, KeyFailure> {
+        self.providers.by_name.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.providers.by_name.keys().map(String::as_str).collect();
+            KeyFailure::Invalid(format!("provider {name:?} is not configured; there are: {}", known.join(", ")))
+        })
+    }
+
+    /// A record in state prepared with a key that was seen to open.
+    async fn prepare(&self, new: &NewKey, generation: u32, deadline: Deadline) -> Result<Record, KeyFailure> {
+        let name = new.provider.as_ref().unwrap_or(&self.providers.default);
+        let provider = self.provider(name)?;
+        let luks_uuid = Uuid::new_v4();
+        let binding = Binding {
+            cluster_id: self.cluster_id,
+            volume_id: &new.volume_id,
+            generation,
+            luks_uuid,
+            context: &new.context,
+        };
+        let (key, dek) = match provider {
+            Provider::Cluster(keys) => {
+                let (cluster_key_version, version) = keys.current();
+                let salt = random_salt();
+                let dek = derive::volume_dek(&version.key, &salt, &binding);
+                let mechanism = Derivation::CofferV1;
+                (StoredKey::Derived { mechanism, cluster_key_version, salt: Base64::new(salt) }, dek)
+            }
+            Provider::Kms(kms) => {
+                let dek = Dek::random();
+                let wrapped = envelope::wrap(&dek, &binding, kms.as_ref(), deadline).await;
+                let failed = |source: KmsFailure| KeyFailure::Kms { provider: name.clone(), source: source.into() };
+                (wrapped.map_err(failed)?, dek)
+            }
+        };
+        let mut record = Record {
+            format_version: FORMAT_VERSION,
+            cluster_id: self.cluster_id,
+            volume_id: new.volume_id.clone(),
+            name: new.name.clone(),
+            tenant: new.tenant.clone(),
+            node: new.node.clone(),
+            generation,
+            state: State::Prepared,
+            luks_uuid,
+            parameters: new.parameters.clone(),
+            format_attempt: 0,
+            header_mac: None,
+            lineage: None,
+            context: new.context.clone(),
+            created_at: Timestamp::now().round(Unit::Second).expect("now is far from the end of time"),
+            provider: name.clone(),
+            key: Some(key.clone()),
+            mac: None,
+        };
+        let again = self.dek(&record, &key, deadline).await?;
+        if !bool::from(again.expose_secret().ct_eq(dek.expose_secret())) {
+            let source = "what was wrapped does not unwrap to the same key".into();
+            return Err(KeyFailure::Kms { provider: name.clone(), source });
+        }
+        record.authenticate(&dek);
+        Ok(record)
+    }
+
+    /// Swaps a record for what `change` makes of it, until the swap holds or `change` finds nothing to do.
+    async fn update(
+        &self,
+        volume_id: &VolumeId,
+        deadline: Deadline,
+        change: impl Fn(&mut Record) -> Result<Change, KeyFailure> + Send + Sync,
+    ) -> Result<KeyInfo, KeyFailure> {
+        for _ in 0..SWAPS {
+            let (stored, dek) = self.open(volume_id, deadline).await?;
+            let mut record = stored.record;
+            if change(&mut record)? == Change::None {
+                return Ok(KeyInfo::from(&record));
+            }
+            record.authenticate(&dek);
+            match self.store.replace(&record, stored.version, deadline).await {
+                Ok(()) => return Ok(KeyInfo::from(&record)),
+                Err(StoreFailure::Stale(_)) => {}
+                Err(failure) => return Err(store_failure(failure)),
+            }
+        }
+        Err(KeyFailure::Contended(volume_id.clone()))
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Change {
+    None,
+    Made,
+}
+
+#[async_trait]
+impl KeyService for Embedded {
+    async fn create(&self, new: NewKey, deadline: Deadline) -> Result<KeyInfo, KeyFailure> {
+        if let Some(key) = new.context.keys().find(|key| RESERVED_CONTEXT.contains(&key.as_str())) {
+            return Err(KeyFailure::Invalid(format!("context key {key:?} is reserved")));
+        }
+        for _ in 0..SWAPS {
+            let stored = self.load(&new.volume_id, deadline).await?;
+            let outcome = match &stored {
+                None => {
+                    let record = self.prepare(&new, 1, deadline).await?;
+                    (self.store.create(&record, deadline).await, record)
+                }
+                Some(Stored { record, version }) if record.state == State::Destroyed => {
+                    let generation = record.generation.checked_add(1).ok_or_else(|| KeyFailure::State {
+                        volume_id: new.volume_id.clone(),
+                        state: record.state,
+                        step: STEP_CREATE,
+                    })?;
+                    let record = self.prepare(&new, generation, deadline).await?;
+                    (self.store.replace(&record, *version, deadline).await, record)
+                }
+                Some(Stored { record, .. }) => return same(&new, record),
+            };
+            match outcome {
+                (Ok(()), record) => return Ok(KeyInfo::from(&record)),
+                (Err(StoreFailure::Exists(_) | StoreFailure::Stale(_)), _) => {}
+                (Err(failure), _) => return Err(store_failure(failure)),
+            }
+        }
+        Err(KeyFailure::Contended(new.volume_id))
+    }
+
+    async fn get(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<VolumeKey, KeyFailure> {
+        let (stored, dek) = self.open(volume_id, deadline).await?;
+        Ok(VolumeKey { info: KeyInfo::from(&stored.record), dek })
+    }
+
+    async fn begin_format(
+        &self,
+        volume_id: &VolumeId,
+        generation: u32,
+        deadline: Deadline,
+    ) -> Result<KeyInfo, KeyFailure> {
+        self.update(volume_id, deadline, |record| {
+            if record.generation != generation {
+                return Err(KeyFailure::Superseded(volume_id.clone()));
+            }
+            match record.state {
+                State::Prepared | State::Formatting => {
+                    record.state = State::Formatting;
+                    record.format_attempt = record.format_attempt.wrapping_add(1);
+                    Ok(Change::Made)
+                }
+                state @ (State::Ready | State::Destroyed) => {
+                    Err(KeyFailure::State { volume_id: volume_id.clone(), state, step: "formatting it" })
+                }
+            }
+        })
+        .await
+    }
+
+    async fn mark_ready(
+        &self,
+        volume_id: &VolumeId,
+        attempt: Attempt,
+        header: Tag,
+        deadline: Deadline,
+    ) -> Result<KeyInfo, KeyFailure> {
+        self.update(volume_id, deadline, |record| {
+            if (record.generation, record.format_attempt) != (attempt.generation, attempt.number) {
+                return Err(KeyFailure::Superseded(volume_id.clone()));
+            }
+            match record.state {
+                State::Formatting => {
+                    record.state = State::Ready;
+                    record.header_mac = Some(Base64::new(*header.as_bytes()));
+                    Ok(Change::Made)
+                }
+                State::Ready if record.header_tag() == Some(header) => Ok(Change::None),
+                state @ (State::Prepared | State::Ready | State::Destroyed) => Err(KeyFailure::State {
+                    volume_id: volume_id.clone(),
+                    state,
+                    step: "marking it ready with this header",
+                }),
+            }
+        })
+        .await
+    }
+
+    async fn destroy(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure> {
+        for _ in 0..SWAPS {
+            // The key is not opened: what is to be destroyed may be destroyed when the KEK is gone, too.
+            let Some(stored) = self.load(volume_id, deadline).await? else { return Ok(()) };
+            if stored.record.state == State::Destroyed {
+                return Ok(());
+            }
+            match self.store.replace(&stored.record.tombstone(), stored.version, deadline).await {
+                Ok(()) => return Ok(()),
+                Err(StoreFailure::Stale(_)) => {}
+                Err(failure) => return Err(store_failure(failure)),
+            }
+        }
+        Err(KeyFailure::Contended(volume_id.clone()))
+    }
+
+    async fn list(&self, after: Option<&VolumeId>, limit: usize, deadline: Deadline) -> Result<Page, KeyFailure> {
+        let mut page = Page { infos: Vec::new(), next: after.cloned() };
+        // Tombstones take no place in a page, so a page may need more than one reading.
+        while page.infos.len() < limit {
+            let records = self.store.list(page.next.as_ref(), limit, deadline).await.map_err(store_failure)?;
+            let last = records.len() < limit;
+            for record in records {
+                if page.infos.len() == limit {
+                    return Ok(page);
+                }
+                page.next = Some(record.volume_id.clone());
+                if record.state != State::Destroyed {
+                    page.infos.push(KeyInfo::from(&record));
+                }
+            }
+            if last {
+                page.next = None;
+                return Ok(page);
+            }
+        }
+        Ok(page)
+    }
+}
+
+/// The existing record, where it is what is asked for.
+fn same(new: &NewKey, record: &Record) -> Result<KeyInfo, KeyFailure> {
+    let differs = |what| Err(KeyFailure::Differs { volume_id: new.volume_id.clone(), what });
+    if record.name != new.name {
+        return differs("name");
+    }
+    if record.parameters != new.parameters {
+        return differs("content or encryption");
+    }
+    if record.node != new.node {
+        return differs("node");
+    }
+    if record.context != new.context {
+        return differs("context");
+    }
+    // No provider asked for means the default, which may have been another one when the volume was made.
+    if new.provider.as_ref().is_some_and(|asked| *asked != record.provider) {
+        return differs("provider");
+    }
+    Ok(KeyInfo::from(record))
+}
+
+fn store_failure(failure: StoreFailure) -> KeyFailure {
+    match failure {
+        StoreFailure::Fault { volume_id: Some(volume_id), source, .. } => KeyFailure::Record { volume_id, source },
+        failure @ (StoreFailure::Fault { volume_id: None, .. }
+        | StoreFailure::Io { .. }
+        | StoreFailure::Exists(_)
+        | StoreFailure::Stale(_)) => KeyFailure::Store(failure.into()),
+    }
+}

@@ -1,0 +1,356 @@
+//! What a volume is, as plain types: its id, what it holds, how it is encrypted. No I/O.
+//!
+//! Protocol text becomes one of these types at the edge, so that inner code cannot be called with a path in place
+//! of an id or with a cipher that nobody checked.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Bytes in a MiB.
+pub const MIB: u64 = 1 << 20;
+
+/// The most bytes a volume id may have. CSI asks for 128 of a driver's own ids; the ids of some clouds' disks are longer.
+pub const VOLUME_ID_MAX_BYTES: usize = 512;
+
+/// Why a text is no volume id.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum InvalidVolumeId {
+    /// Nothing was given.
+    #[error("volume id is empty")]
+    Empty,
+    /// Over [`VOLUME_ID_MAX_BYTES`].
+    #[error("volume id has {0} bytes; at most {VOLUME_ID_MAX_BYTES} are allowed")]
+    TooLong(usize),
+    /// NUL, a line break or another control character.
+    #[error("volume id holds a control character")]
+    ControlCharacter,
+}
+
+/// A CSI volume id: 1 to 512 bytes of UTF-8 without control characters. It is a name, never a path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeId(String);
+
+impl VolumeId {
+    /// The id of the volume that CreateVolume makes for `name`: the same name gives the same id, on every retry.
+    #[must_use]
+    pub fn for_name(name: &str) -> Self {
+        Self(format!("vol-{}", &hex(&Sha256::digest(name.as_bytes()))[..32]))
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The id as the name of a file, when it is one that is safe in every folder: `a-z`, `0-9`, `-`, at most 64 bytes.
+    #[must_use]
+    pub fn file_name(&self) -> Option<&str> {
+        let safe = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        (self.0.len() <= 64 && self.0.bytes().all(safe)).then_some(&self.0)
+    }
+}
+
+impl FromStr for VolumeId {
+    type Err = InvalidVolumeId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidVolumeId> {
+        if text.is_empty() {
+            return Err(InvalidVolumeId::Empty);
+        }
+        if text.len() > VOLUME_ID_MAX_BYTES {
+            return Err(InvalidVolumeId::TooLong(text.len()));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(InvalidVolumeId::ControlCharacter);
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for VolumeId {
+    type Error = InvalidVolumeId;
+
+    fn try_from(text: String) -> Result<Self, InvalidVolumeId> {
+        text.parse()
+    }
+}
+
+impl From<VolumeId> for String {
+    fn from(id: VolumeId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name of a volume's device-mapper mapping: `coffer-` and half of the id's SHA-256, so that it has one length,
+/// no two volumes share it and nothing in an id can break it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapperName(String);
+
+impl MapperName {
+    /// The name for one volume.
+    #[must_use]
+    pub fn of(volume_id: &VolumeId) -> Self {
+        Self(format!("coffer-{}", &hex(&Sha256::digest(volume_id.as_str().as_bytes()))[..32]))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for MapperName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A text that names none of the choices there are.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{given:?} is not one of {}", choices.join(", "))]
+pub struct UnknownChoice {
+    given: String,
+    choices: &'static [&'static str],
+}
+
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$variant_doc])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            /// Every choice, as it is written.
+            pub const CHOICES: &[&str] = &[$($text),+];
+
+            /// The choice as it is written in parameters and records.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownChoice;
+
+            fn from_str(text: &str) -> Result<Self, UnknownChoice> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => Err(UnknownChoice { given: text.to_owned(), choices: Self::CHOICES }),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+choice! {
+    /// A file system that a volume can hold.
+    FsType {
+        /// ext4, the default.
+        Ext4 = "ext4",
+        /// XFS.
+        Xfs = "xfs",
+        /// Btrfs.
+        Btrfs = "btrfs",
+    }
+}
+
+impl FsType {
+    /// The smallest volume, in bytes, on which the file system's own mkfs works.
+    #[must_use]
+    pub fn minimum_bytes(self) -> u64 {
+        match self {
+            Self::Ext4 => 4 * MIB,
+            Self::Xfs => 300 * MIB,
+            Self::Btrfs => 128 * MIB,
+        }
+    }
+}
+
+choice! {
+    /// How sectors are encrypted, in dm-crypt's words.
+    Cipher {
+        /// AES-256 in XTS mode: a LUKS volume key of 64 bytes.
+        AesXtsPlain64 = "aes-xts-plain64",
+    }
+}
+
+choice! {
+    /// How sectors are authenticated.
+    Integrity {
+        /// They are not: a changed sector decrypts to garbage.
+        None = "none",
+        /// HMAC-SHA256 by dm-integrity: a changed sector is a read error.
+        HmacSha256 = "hmac-sha256",
+    }
+}
+
+choice! {
+    /// Whether the blocks that a file system frees are given back to the device below, which shows which blocks are in use.
+    Discard {
+        /// They are not.
+        Off = "false",
+        /// They are.
+        On = "true",
+    }
+}
+
+/// What a volume holds inside its encryption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "fsType", rename_all = "lowercase")]
+pub enum Content {
+    /// A file system that Coffer makes, once.
+    Filesystem(FsType),
+    /// A raw block device that the pod gets as it is.
+    Block,
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Filesystem(fs_type) => fs_type.fmt(f),
+            Self::Block => f.write_str("block"),
+        }
+    }
+}
+
+/// Bytes in one encrypted sector: 512, 1024, 2048 or 4096.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct SectorSize(u32);
+
+impl SectorSize {
+    /// The default: one IV and one request for 4096 bytes.
+    pub const DEFAULT: Self = Self(4096);
+
+    /// The size in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for SectorSize {
+    type Error = UnknownChoice;
+
+    fn try_from(bytes: u32) -> Result<Self, UnknownChoice> {
+        match bytes {
+            512 | 1024 | 2048 | 4096 => Ok(Self(bytes)),
+            _ => Err(UnknownChoice { given: bytes.to_string(), choices: &["512", "1024", "2048", "4096"] }),
+        }
+    }
+}
+
+impl From<SectorSize> for u32 {
+    fn from(size: SectorSize) -> Self {
+        size.0
+    }
+}
+
+/// How a volume is laid out and encrypted: chosen when it is created, kept in its record, never changed by a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Parameters {
+    /// What is inside.
+    pub content: Content,
+    /// How sectors are encrypted.
+    pub cipher: Cipher,
+    /// Bytes in one encrypted sector.
+    pub sector_size: SectorSize,
+    /// How sectors are authenticated.
+    pub integrity: Integrity,
+    /// Whether freed blocks are given back.
+    pub discard: Discard,
+    /// More words for mkfs, as the class wrote them; none holds a path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mkfs_options: Vec<String>,
+}
+
+impl Parameters {
+    /// What a class without parameters gives: aes-xts-plain64, 4096-byte sectors, no integrity, no discard.
+    #[must_use]
+    pub fn of(content: Content) -> Self {
+        Self {
+            content,
+            cipher: Cipher::AesXtsPlain64,
+            sector_size: SectorSize::DEFAULT,
+            integrity: Integrity::None,
+            discard: Discard::Off,
+            mkfs_options: Vec::new(),
+        }
+    }
+
+    /// The smallest volume, in bytes, that can hold the content.
+    #[must_use]
+    pub fn minimum_bytes(&self) -> u64 {
+        match self.content {
+            Content::Filesystem(fs_type) => fs_type.minimum_bytes(),
+            Content::Block => MIB,
+        }
+    }
+}
+
+/// Bytes as lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_a_name_and_never_a_path() {
+        let check = |text: &str| text.parse::<VolumeId>().map(|id| id.file_name().map(str::to_owned));
+        assert_eq!(check("vol-1"), Ok(Some("vol-1".to_owned())));
+        assert_eq!(check("../../etc/passwd"), Ok(None));
+        assert_eq!(check("UPPER"), Ok(None));
+        assert_eq!(check("ünïcode"), Ok(None));
+        assert_eq!(check(&"a".repeat(65)), Ok(None));
+        assert_eq!(check(""), Err(InvalidVolumeId::Empty));
+        assert_eq!(check("a\0b"), Err(InvalidVolumeId::ControlCharacter));
+        assert_eq!(check(&"a".repeat(513)), Err(InvalidVolumeId::TooLong(513)));
+    }
+
+    #[test]
+    fn one_name_gives_one_id_and_it_is_safe_as_a_file_name() {
+        let id = VolumeId::for_name("pvc-é/../x");
+        assert_eq!(id, VolumeId::for_name("pvc-é/../x"));
+        assert_ne!(id, VolumeId::for_name("pvc-é/../y"));
+        assert_eq!(id.file_name(), Some(id.as_str()));
+    }
+
+    #[test]
+    fn mapper_names_have_one_length_and_do_not_collide_by_suffix() {
+        let name = |id: &str| MapperName::of(&id.parse().expect("an id"));
+        assert_eq!(name("a/disk").as_str().len(), 39);
+        assert_ne!(name("a/disk"), name("b/disk"));
+    }
+
+    #[test]
+    fn an_unknown_choice_names_the_choices() {
+        assert_eq!(
+            "zfs".parse::<FsType>().expect_err("unknown").to_string(),
+            r#""zfs" is not one of ext4, xfs, btrfs"#
+        );
+        assert!(SectorSize::try_from(520).is_err());
+    }
+}
