@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.skip_debug(SECRET);
     tonic_prost_build::configure()
         .build_transport(false)
+        .generate_default_stubs(true)
         .disable_comments(["."])
         .compile_fds_with_config(descriptors, config)?;
     Ok(())

@@ -85,14 +85,6 @@ impl Embedded {
         Self { cluster_id, providers, store }
     }
 
-    /// What a volume's record says, without its key and without asking a KMS. Its MAC is not checked.
-    ///
-    /// # Errors
-    /// The store fails or holds no whole record.
-    pub async fn describe(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<KeyInfo>, KeyFailure> {
-        Ok(self.load(volume_id, deadline).await?.map(|stored| KeyInfo::from(&stored.record)))
-    }
-
     async fn load(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<Stored>, KeyFailure> {
         let Some(stored) = self.store.get(volume_id, deadline).await.map_err(store_failure)? else { return Ok(None) };
         if stored.record.cluster_id != self.cluster_id {
@@ -275,6 +267,11 @@ impl KeyService for Embedded {
     async fn get(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<VolumeKey, KeyFailure> {
         let (stored, dek) = self.open(volume_id, deadline).await?;
         Ok(VolumeKey { info: KeyInfo::from(&stored.record), dek })
+    }
+
+    async fn describe(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<KeyInfo>, KeyFailure> {
+        let stored = self.load(volume_id, deadline).await?;
+        Ok(stored.filter(|stored| stored.record.state != State::Destroyed).map(|stored| KeyInfo::from(&stored.record)))
     }
 
     async fn begin_format(

@@ -239,6 +239,13 @@ pub trait KeyService: Send + Sync {
     /// No record, a tombstone, a caller who may not, a record that is not to be trusted, or KMS or store fail.
     async fn get(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<VolumeKey, KeyFailure>;
 
+    /// What a volume's record says, without its key and without asking a KMS; so its MAC is not checked. None where
+    /// there is no record, or a tombstone.
+    ///
+    /// # Errors
+    /// The store fails or holds no whole record, or the caller may not.
+    async fn describe(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<KeyInfo>, KeyFailure>;
+
     /// Moves a record from prepared, or from a formatting that was broken off, to formatting under a new attempt.
     ///
     /// # Errors

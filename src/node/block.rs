@@ -1,0 +1,267 @@
+//! The joint to block devices and device-mapper, as the kernel shows them: sizes, bytes, mappings, loop devices.
+//! It changes mappings through nobody but cryptsetup, which is another joint.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, FileTypeExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::{node::loopdev, volume::MapperName};
+
+/// The number of a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceNumber {
+    /// The driver.
+    pub major: u32,
+    /// The device.
+    pub minor: u32,
+}
+
+impl DeviceNumber {
+    /// From what stat(2) gives.
+    #[must_use]
+    pub fn from_raw(raw: u64) -> Self {
+        Self { major: rustix::fs::major(raw), minor: rustix::fs::minor(raw) }
+    }
+
+    /// From `major:minor`, as sysfs and mountinfo write it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.trim().split_once(':')?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+}
+
+/// An open device-mapper mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Its node, `/dev/mapper/NAME`.
+    pub path: PathBuf,
+    /// What the kernel calls it, `dm-N`.
+    pub kernel_name: String,
+    /// Its number.
+    pub number: DeviceNumber,
+    /// The UUID of the LUKS header it was opened with; none where cryptsetup did not make it.
+    pub luks_uuid: Option<Uuid>,
+    /// The devices below it that are still there.
+    pub backing: Vec<PathBuf>,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// A device that was attached, kept by what is held.
+#[derive(Debug)]
+pub struct Attached {
+    /// The device.
+    pub path: PathBuf,
+    /// What keeps it until a mapping does; none for a device that stays by itself.
+    pub hold: Option<OwnedFd>,
+}
+
+/// What the kernel knows of block devices.
+#[async_trait]
+pub trait Blocks: Send + Sync {
+    /// The size of a block device in bytes.
+    ///
+    /// # Errors
+    /// It is not there, or no block device.
+    async fn size(&self, device: &Path) -> io::Result<u64>;
+
+    /// Reads `length` bytes.
+    ///
+    /// # Errors
+    /// The device is not there, fails, or ends before.
+    async fn read(&self, device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+
+    /// Writes bytes and waits until the disk has them.
+    ///
+    /// # Errors
+    /// The device is not there, fails, or ends before.
+    async fn write(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// The open mapping of a name.
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    async fn mapping(&self, name: &MapperName) -> io::Result<Option<Mapping>>;
+
+    /// Attaches a file to a loop device.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or the kernel gives no device.
+    async fn attach_file(&self, file: &Path) -> io::Result<Attached>;
+
+    /// The loop devices that have a file attached.
+    ///
+    /// # Errors
+    /// The file is not there, or sysfs cannot be read.
+    async fn attached(&self, file: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// Detaches a loop device.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    async fn detach(&self, device: &Path) -> io::Result<()>;
+
+    /// Makes a loop device as large as its file.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    async fn refresh(&self, device: &Path) -> io::Result<()>;
+}
+
+/// The block devices of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct LinuxBlocks;
+
+#[async_trait]
+impl Blocks for LinuxBlocks {
+    async fn size(&self, device: &Path) -> io::Result<u64> {
+        let device = device.to_owned();
+        blocking(move || size(&open(&device)?)).await
+    }
+
+    async fn read(&self, device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let device = device.to_owned();
+        blocking(move || {
+            let mut bytes = vec![0; length];
+            open(&device)?.read_exact_at(&mut bytes, offset)?;
+            Ok(bytes)
+        })
+        .await
+    }
+
+    async fn write(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let (device, bytes) = (device.to_owned(), bytes.to_owned());
+        blocking(move || {
+            let file = OpenOptions::new().read(true).write(true).open(&device)?;
+            file.write_all_at(&bytes, offset)?;
+            file.sync_all()
+        })
+        .await
+    }
+
+    async fn mapping(&self, name: &MapperName) -> io::Result<Option<Mapping>> {
+        let name = name.clone();
+        blocking(move || mapping(&name)).await
+    }
+
+    async fn attach_file(&self, file: &Path) -> io::Result<Attached> {
+        let file = file.to_owned();
+        let loop_device = blocking(move || loopdev::attach(&file)).await?;
+        Ok(Attached { path: loop_device.path, hold: Some(loop_device.hold) })
+    }
+
+    async fn attached(&self, file: &Path) -> io::Result<Vec<PathBuf>> {
+        let file = file.to_owned();
+        blocking(move || loopdev::find(&file)).await
+    }
+
+    async fn detach(&self, device: &Path) -> io::Result<()> {
+        let device = device.to_owned();
+        blocking(move || loopdev::detach(&device)).await
+    }
+
+    async fn refresh(&self, device: &Path) -> io::Result<()> {
+        let device = device.to_owned();
+        blocking(move || loopdev::refresh(&device)).await
+    }
+}
+
+/// Runs system calls that wait for a disk where they hold up nobody else.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(io::Error::other("the program is shutting down")))
+}
+
+fn open(device: &Path) -> io::Result<File> {
+    let file = File::open(device)?;
+    if file.metadata()?.file_type().is_block_device() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a block device"))
+    }
+}
+
+fn size(device: &File) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    let mut device = device;
+    device.seek(SeekFrom::End(0))
+}
+
+fn mapping(name: &MapperName) -> io::Result<Option<Mapping>> {
+    for entry in fs::read_dir("/sys/block")? {
+        let folder = entry?.path();
+        // A mapping that goes while we look is not open.
+        let read = |file: &str| fs::read_to_string(folder.join(file)).ok();
+        if read("dm/name").is_none_or(|found| found.trim() != name.as_str()) {
+            continue;
+        }
+        let (Some(number), Some(sectors)) = (read("dev"), read("size")) else { continue };
+        let Some(number) = DeviceNumber::parse(&number) else { continue };
+        return Ok(Some(Mapping {
+            path: Path::new("/dev/mapper").join(name.as_str()),
+            kernel_name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            number,
+            luks_uuid: read("dm/uuid").and_then(|uuid| luks_uuid(uuid.trim())),
+            backing: backing(&folder)?,
+            bytes: 512 * sectors.trim().parse::<u64>().unwrap_or(0),
+        }));
+    }
+    Ok(None)
+}
+
+/// `CRYPT-LUKS2-<UUID without hyphens>-<name>`, as cryptsetup names its mappings.
+fn luks_uuid(dm_uuid: &str) -> Option<Uuid> {
+    Uuid::try_parse(dm_uuid.strip_prefix("CRYPT-LUKS2-")?.split('-').next()?).ok()
+}
+
+fn backing(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut devices = Vec::new();
+    for slave in fs::read_dir(folder.join("slaves"))? {
+        let slave = slave?;
+        // The entry of a device that was pulled out is a link to nowhere.
+        if slave.path().exists() {
+            devices.push(Path::new("/dev").join(slave.file_name()));
+        }
+    }
+    Ok(devices)
+}
+
+/// The number of the block device at a path, where one is.
+///
+/// # Errors
+/// The path cannot be looked at.
+pub fn number_of(path: &Path) -> io::Result<Option<DeviceNumber>> {
+    let metadata = fs::metadata(path)?;
+    Ok(metadata.file_type().is_block_device().then(|| DeviceNumber::from_raw(metadata.rdev())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_is_ours_only_by_a_luks_uuid() {
+        let uuid = Uuid::from_u128(0x2069_9b82_1c72_4164_aa67_26f6_9dfd_4083);
+        assert_eq!(luks_uuid("CRYPT-LUKS2-20699b821c724164aa6726f69dfd4083-coffer-1"), Some(uuid));
+        assert_eq!(luks_uuid("CRYPT-PLAIN-coffer-1"), None);
+        assert_eq!(luks_uuid("LVM-abc"), None);
+        assert_eq!(luks_uuid(""), None);
+    }
+
+    #[test]
+    fn device_numbers_read_as_sysfs_writes_them() {
+        assert_eq!(DeviceNumber::parse("253:7\n"), Some(DeviceNumber { major: 253, minor: 7 }));
+        assert_eq!(DeviceNumber::parse("253"), None);
+    }
+}

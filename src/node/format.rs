@@ -1,0 +1,165 @@
+//! The first stage of a volume: the only place that writes a header or makes a file system.
+//!
+//! It runs only while the record says prepared or formatting, when no user has ever written to the volume. It can be
+//! broken off at any point and started over. A record can come back from a backup, though, while the device holds a
+//! finished volume; so a header that opens with the DEK is kept, and one that bears the finish mark is kept with all
+//! that is inside.
+//!
+//! ```text
+//! look: blank, or our own header?      anything else is refused
+//! record → formatting                  this attempt fences off earlier ones
+//! no header that opens: one is made in memory and written, its first 4 KiB last
+//! open, mkfs                           flushed by the next step
+//! finish mark written, flush           from here on everything is kept for ever
+//! record → ready                       with the header's tag
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    exec::Deadline,
+    key::service::{Attempt, VolumeKey},
+    node::{
+        Node, NodeFailure, filesystem,
+        header::{self, BLANK_HEAD_BYTES, BLANK_TAIL_BYTES, Found, Header, HeaderFault, Layout},
+        luks::{self, LuksFailure},
+        mount::Access,
+    },
+    volume::Content,
+};
+
+/// The start of a header, written last: without it, the device bears no header.
+const START_BYTES: usize = 4096;
+
+impl Node {
+    /// Makes what is missing of a volume that no user has written to, and returns its open mapping.
+    ///
+    /// # Errors
+    /// The device is neither blank nor ours, or a step failed; then the same call goes on from there.
+    pub(super) async fn format(
+        &self,
+        key: &VolumeKey,
+        device: &Path,
+        access: Access,
+        deadline: Deadline,
+    ) -> Result<PathBuf, NodeFailure> {
+        let VolumeKey { info, dek } = key;
+        let (volume_id, parameters) = (&info.volume_id, &info.parameters);
+        let area = self.expect_blank_or_ours(key, device).await?;
+        let begun = self.keys.begin_format(volume_id, info.generation, deadline).await;
+        let begun = begun.map_err(NodeFailure::key(volume_id))?;
+        let attempt = Attempt { generation: begun.generation, number: begun.format_attempt };
+        let written = Header::adopt(&area, info.luks_uuid, parameters, dek).ok();
+        let finished = written.as_ref().is_some_and(|header| header.is_finished(&area, parameters, dek));
+        if finished {
+            tracing::warn!(%volume_id, "the device holds this volume, finished: it is kept, and the record follows");
+        }
+        let (header, mapping) = self.open_or_write(key, device, written, access, deadline).await?;
+        if !finished {
+            if let Content::Filesystem(fs_type) = parameters.content {
+                tracing::info!(%volume_id, %fs_type, "making the file system");
+                let made = filesystem::make(self.exec.as_ref(), fs_type, parameters, &mapping, deadline).await;
+                made.map_err(NodeFailure::filesystem("make the file system", volume_id))?;
+            }
+            let (mark, offset) = (header.finish_mark(dek), Layout::of(parameters).mark_offset() as u64);
+            let marked = self.blocks.write(device, offset, &mark).await;
+            marked.map_err(NodeFailure::io("write the finish mark to", device))?;
+        }
+        let ready = self.keys.mark_ready(volume_id, attempt, header.tag(), deadline).await;
+        ready.map_err(NodeFailure::key(volume_id))?;
+        Ok(mapping)
+    }
+
+    /// Opens the header that is there. Where there is none, or one whose keyslot a power cut tore, it writes one.
+    async fn open_or_write(
+        &self,
+        key: &VolumeKey,
+        device: &Path,
+        written: Option<Header>,
+        access: Access,
+        deadline: Deadline,
+    ) -> Result<(Header, PathBuf), NodeFailure> {
+        if let Some(header) = written {
+            match self.open(key, device, &header, access, deadline).await {
+                Err(NodeFailure::Luks { source: LuksFailure::WrongKey, .. }) => {}
+                opened => return opened.map(|mapping| (header, mapping)),
+            }
+        }
+        let header = self.write_header(key, device, deadline).await?;
+        let mapping = self.open(key, device, &header, access, deadline).await?;
+        Ok((header, mapping))
+    }
+
+    /// The start of a device that is blank, or bears this volume's own header, or what a write of it left behind.
+    async fn expect_blank_or_ours(&self, key: &VolumeKey, device: &Path) -> Result<Vec<u8>, NodeFailure> {
+        let (info, layout) = (&key.info, Layout::of(&key.info.parameters));
+        let bytes = self.blocks.size(device).await.map_err(NodeFailure::io("measure", device))?;
+        let needed = layout.overhead_bytes() + info.parameters.minimum_bytes();
+        if bytes < needed {
+            return Err(NodeFailure::TooSmall {
+                volume_id: info.volume_id.clone(),
+                device: device.to_owned(),
+                bytes,
+                needed,
+            });
+        }
+        let read = |offset: u64, length: u64| async move {
+            let length = usize::try_from(length).expect("a few MiB fit into memory");
+            self.blocks.read(device, offset, length).await.map_err(NodeFailure::io("read", device))
+        };
+        let head = read(0, BLANK_HEAD_BYTES.min(bytes)).await?;
+        if header::bears(&head, info.luks_uuid) {
+            return Ok(head);
+        }
+        let tail = read(bytes - BLANK_TAIL_BYTES.min(bytes), BLANK_TAIL_BYTES.min(bytes)).await?;
+        // What a power cut leaves of a header that was being written lies between its first 4 KiB and its end.
+        let torn_allowed = info.format_attempt > 0;
+        let foreign = match header::examine(&head) {
+            Found::Zeros => None,
+            Found::Unknown if torn_allowed && is_zero(&head[..START_BYTES]) && is_zero(&head[layout.header_bytes()..]) => {
+                None
+            }
+            found => Some(found.to_string()),
+        };
+        let foreign = foreign.or_else(|| (!is_zero(&tail)).then(|| "data in its last MiB".to_owned()));
+        match foreign {
+            None => Ok(head),
+            Some(found) => Err(NodeFailure::NotBlank {
+                volume_id: info.volume_id.clone(),
+                device: device.to_owned(),
+                found,
+            }),
+        }
+    }
+
+    async fn write_header(
+        &self,
+        key: &VolumeKey,
+        device: &Path,
+        deadline: Deadline,
+    ) -> Result<Header, NodeFailure> {
+        let (info, dek) = (&key.info, &key.dek);
+        tracing::info!(volume_id = %info.volume_id, luks_uuid = %info.luks_uuid, "writing a LUKS header");
+        let made = luks::format(self.exec.as_ref(), device, info.luks_uuid, &info.parameters, dek, deadline).await;
+        let made = made.map_err(NodeFailure::luks("make the LUKS header of", &info.volume_id))?;
+        let refused = |source: HeaderFault| NodeFailure::Header {
+            volume_id: info.volume_id.clone(),
+            device: device.to_owned(),
+            luks_uuid: info.luks_uuid,
+            source,
+        };
+        // What cryptsetup made is held to the same list as what is read back.
+        let header = Header::adopt(&made, info.luks_uuid, &info.parameters, dek).map_err(refused)?;
+        let write = |offset: usize, bytes: Vec<u8>| async move {
+            self.blocks.write(device, offset as u64, &bytes).await.map_err(NodeFailure::io("write the header to", device))
+        };
+        write(0, vec![0; START_BYTES]).await?;
+        write(START_BYTES, header.bytes()[START_BYTES..].to_vec()).await?;
+        write(0, header.bytes()[..START_BYTES].to_vec()).await?;
+        Ok(header)
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}

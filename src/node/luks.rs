@@ -1,0 +1,224 @@
+//! LUKS2 through cryptsetup: make a header, open a verified one, grow and close a mapping.
+//!
+//! Two words that are easily mixed up: the *DEK* is what our key service gives out, and to LUKS it is the passphrase
+//! of a keyslot; the LUKS *volume key*, which encrypts the sectors, lies inside the header and we never see it.
+//!
+//! A header is made and opened in memory only: cryptsetup is given `/proc/PID/fd/N`, a memfd of ours, for its header
+//! device, and the DEK on its standard input. The device itself gives nothing but data sectors.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use uuid::Uuid;
+
+use crate::{
+    exec::{Deadline, Exec, ExecFailure, Program},
+    node::{
+        header::{Header, ITERATIONS, Layout},
+        mount::Access,
+    },
+    secret::{Dek, KEY_BYTES},
+    volume::{Discard, Integrity, MapperName, Parameters},
+};
+
+const CRYPTSETUP: &str = "cryptsetup";
+/// cryptsetup(8), return codes: no permission, which for us is a DEK that opens no keyslot.
+const WRONG_KEY: i32 = 2;
+/// The device is not there: for `close`, the mapping is gone.
+const NO_DEVICE: i32 = 4;
+/// The device exists already, or is busy.
+const BUSY: i32 = 5;
+
+/// Why LUKS did not do as it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LuksFailure {
+    /// The header's copy in memory could not be made.
+    #[error("keep a LUKS header in memory")]
+    Memory(#[source] io::Error),
+    /// The DEK opens no keyslot.
+    #[error("the DEK opens no keyslot of the LUKS header")]
+    WrongKey,
+    /// The mapping is in use, or there is one already.
+    #[error("mapping {0} is in use")]
+    Busy(MapperName),
+    /// cryptsetup failed.
+    #[error(transparent)]
+    Program(#[from] ExecFailure),
+}
+
+/// Makes a header in memory, with the DEK in its first keyslot. Nothing is written to any device; `device` is only
+/// asked for its sector size.
+///
+/// # Errors
+/// cryptsetup fails, or there is no memory.
+pub async fn format(
+    exec: &dyn Exec,
+    device: &Path,
+    luks_uuid: Uuid,
+    parameters: &Parameters,
+    dek: &Dek,
+    deadline: Deadline,
+) -> Result<Vec<u8>, LuksFailure> {
+    let layout = Layout::of(parameters);
+    let mut memory = Memory::of(&vec![0; layout.data_offset])?;
+    let kib = |bytes: usize| format!("{}k", bytes / 1024);
+    let mut program = Program::new(CRYPTSETUP)
+        .args(["luksFormat", "--batch-mode", "--type", "luks2", "--hash", "sha256"])
+        .args(["--uuid", &luks_uuid.to_string(), "--cipher", parameters.cipher.as_str()])
+        .args(["--sector-size", &parameters.sector_size.bytes().to_string()])
+        .args(["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", &ITERATIONS.to_string()])
+        .args(["--luks2-metadata-size", &kib(layout.metadata_bytes)])
+        .args(["--luks2-keyslots-size", &kib(layout.keyslots_bytes)])
+        .args(["--offset", &(layout.data_offset / 512).to_string()]);
+    program = match parameters.integrity {
+        Integrity::None => program.args(["--key-size", "512"]),
+        Integrity::HmacSha256 => {
+            program.args(["--key-size", "768", "--integrity", "hmac-sha256", "--integrity-no-wipe"])
+        }
+    };
+    let program = header_and_key(program, &memory, dek).arg(device);
+    exec.run(program, deadline).await?.success(CRYPTSETUP)?;
+    let mut header = memory.read()?;
+    header.truncate(layout.header_bytes());
+    Ok(header)
+}
+
+/// Opens a mapping of a device with a verified header, and returns its path.
+///
+/// # Errors
+/// The DEK does not open the header, the mapping exists already, or cryptsetup fails.
+pub async fn open(
+    exec: &dyn Exec,
+    device: &Path,
+    header: &Header,
+    parameters: &Parameters,
+    access: Access,
+    mapper: &MapperName,
+    dek: &Dek,
+    deadline: Deadline,
+) -> Result<PathBuf, LuksFailure> {
+    let memory = Memory::sealed(header.bytes())?;
+    let program = |speed: &[&str]| {
+        let mut program = Program::new(CRYPTSETUP).args(["open", "--type", "luks2"]).args(speed);
+        if parameters.discard == Discard::On {
+            program = program.arg("--allow-discards");
+        }
+        if access == Access::ReadOnly {
+            program = program.arg("--readonly");
+        }
+        header_and_key(program, &memory, dek).arg(device).arg(mapper.as_str())
+    };
+    // Without dm-crypt's work queues a sector is encrypted where it is submitted, which on fast disks is faster. A
+    // kernel that does not know the flags refuses the whole table, so it is asked again without.
+    let fast = exec.run(program(&["--perf-no_read_workqueue", "--perf-no_write_workqueue"]), deadline).await?;
+    let output = match fast.code {
+        0 | WRONG_KEY | BUSY => fast,
+        _ => exec.run(program(&[]), deadline).await?,
+    };
+    match output.code {
+        WRONG_KEY => Err(LuksFailure::WrongKey),
+        BUSY => Err(LuksFailure::Busy(mapper.clone())),
+        _ => {
+            output.success(CRYPTSETUP)?;
+            Ok(Path::new("/dev/mapper").join(mapper.as_str()))
+        }
+    }
+}
+
+/// Makes a mapping as large as its device is now.
+///
+/// # Errors
+/// The DEK does not open the header, or cryptsetup fails.
+pub async fn resize(
+    exec: &dyn Exec,
+    header: &Header,
+    mapper: &MapperName,
+    dek: &Dek,
+    deadline: Deadline,
+) -> Result<(), LuksFailure> {
+    let memory = Memory::sealed(header.bytes())?;
+    let program = header_and_key(Program::new(CRYPTSETUP).arg("resize"), &memory, dek).arg(mapper.as_str());
+    let output = exec.run(program, deadline).await?;
+    if output.code == WRONG_KEY {
+        return Err(LuksFailure::WrongKey);
+    }
+    output.success(CRYPTSETUP)?;
+    Ok(())
+}
+
+/// Closes a mapping. One that is not open is a success.
+///
+/// # Errors
+/// The mapping is in use, or cryptsetup fails.
+pub async fn close(exec: &dyn Exec, mapper: &MapperName, deadline: Deadline) -> Result<(), LuksFailure> {
+    let output = exec.run(Program::new(CRYPTSETUP).args(["close", mapper.as_str()]), deadline).await?;
+    match output.code {
+        NO_DEVICE => Ok(()),
+        BUSY => Err(LuksFailure::Busy(mapper.clone())),
+        _ => output.success(CRYPTSETUP).map(|_| ()).map_err(LuksFailure::Program),
+    }
+}
+
+/// Closes a mapping when its last user lets go of it. Until then its name is taken.
+///
+/// # Errors
+/// cryptsetup fails.
+pub async fn close_deferred(exec: &dyn Exec, mapper: &MapperName, deadline: Deadline) -> Result<(), LuksFailure> {
+    let program = Program::new(CRYPTSETUP).args(["close", "--deferred", mapper.as_str()]);
+    let output = exec.run(program, deadline).await?;
+    match output.code {
+        NO_DEVICE => Ok(()),
+        _ => output.success(CRYPTSETUP).map(|_| ()).map_err(LuksFailure::Program),
+    }
+}
+
+fn header_and_key<'a>(program: Program<'a>, header: &Memory, dek: &'a Dek) -> Program<'a> {
+    program
+        .arg("--header")
+        .arg(header.path())
+        .args(["--key-file", "-", "--keyfile-size", &KEY_BYTES.to_string()])
+        .secret(dek.expose_secret())
+}
+
+/// A header as a file that has no name and no disk below it (memfd_create(2)).
+struct Memory(File);
+
+impl Memory {
+    fn of(bytes: &[u8]) -> Result<Self, LuksFailure> {
+        let make = || {
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            let mut file = File::from(memfd_create("luks-header", flags)?);
+            file.write_all(bytes)?;
+            Ok(Self(file))
+        };
+        make().map_err(LuksFailure::Memory)
+    }
+
+    /// A file that nobody can change any more: what was verified is what is opened.
+    fn sealed(bytes: &[u8]) -> Result<Self, LuksFailure> {
+        let memory = Self::of(bytes)?;
+        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        fcntl_add_seals(&memory.0, seals).map_err(|errno| LuksFailure::Memory(errno.into()))?;
+        Ok(memory)
+    }
+
+    /// The path by which a child opens it. It is closed on exec, so that no other child inherits it.
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()))
+    }
+
+    fn read(&mut self) -> Result<Vec<u8>, LuksFailure> {
+        let mut read = || {
+            let mut bytes = Vec::new();
+            self.0.seek(SeekFrom::Start(0))?;
+            self.0.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(LuksFailure::Memory)
+    }
+}

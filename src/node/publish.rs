@@ -1,0 +1,132 @@
+//! NodePublishVolume and NodeUnpublishVolume: a staged volume shown to a pod, and hidden again. No key is asked for.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    node::{
+        Capability, Form, Node, NodeFailure, Target, Use, expect_empty,
+        block::Mapping,
+        mount::{Access, Mount, Options},
+        mounted_at, prepare_target, shows,
+    },
+    volume::VolumeId,
+};
+
+/// A volume to publish.
+#[derive(Clone, Debug)]
+pub struct Publish {
+    /// The volume.
+    pub volume_id: VolumeId,
+    /// Where it is staged.
+    pub staging_target_path: PathBuf,
+    /// Where it is to be seen.
+    pub target_path: PathBuf,
+    /// In which form and for whom.
+    pub capability: Capability,
+    /// Whether this pod may write.
+    pub access: Access,
+}
+
+impl Node {
+    /// Publishes a staged volume. Published already, as asked: a success.
+    ///
+    /// # Errors
+    /// The volume is not staged, has its one writer, or a step failed.
+    pub async fn publish(&self, publish: &Publish) -> Result<(), NodeFailure> {
+        let volume_id = &publish.volume_id;
+        let not_staged = |path: &Path| NodeFailure::NotStaged { volume_id: volume_id.clone(), path: path.to_owned() };
+        let staging_path = &publish.staging_target_path;
+        let mapping = self.mapping(volume_id).await?.ok_or_else(|| not_staged(staging_path))?;
+        let mounts = self.mounts().await?;
+        let (source, kind, mut options) = match &publish.capability.form {
+            Form::Filesystem { options, .. } => {
+                let staged = tokio::fs::canonicalize(staging_path).await.map_err(|_| not_staged(staging_path))?;
+                if !mounted_at(&mounts, &staged).is_some_and(|mount| shows(mount, &mapping)) {
+                    return Err(not_staged(&staged));
+                }
+                (staged, Target::Folder, options.clone())
+            }
+            Form::Block => (Path::new("/dev").join(&mapping.kernel_name), Target::File, Options::default()),
+        };
+        if publish.access == Access::ReadOnly || publish.capability.access == Use::Read {
+            if publish.capability.form == Form::Block && publish.capability.access != Use::Read {
+                return Err(NodeFailure::Unsupported(
+                    "a raw block volume that may be written cannot be published read-only: the kernel does not keep \
+                     writers off a device node; use access mode SINGLE_NODE_READER_ONLY",
+                ));
+            }
+            options.read_only();
+        }
+        let path = prepare_target(&publish.target_path, kind).await?;
+        if let Some(mount) = mounted_at(&mounts, &path) {
+            return published(publish, &path, mount, &mapping, options.access());
+        }
+        if publish.capability.access == Use::WriteAlone {
+            let other = mounts.iter().find(|mount| shows(mount, &mapping) && mount.target != source);
+            if let Some(other) = other {
+                return Err(NodeFailure::HasWriter { volume_id: volume_id.clone(), path: other.target.clone() });
+            }
+        }
+        if kind == Target::Folder {
+            expect_empty(&path).await?;
+        }
+        let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: path.clone(), source };
+        self.mounts.bind(&source, &path, &options).await.map_err(failed)
+    }
+
+    /// Unpublishes a volume and removes what it was mounted on. Not published, or not there: a success.
+    ///
+    /// # Errors
+    /// The target is something else, or is in use.
+    pub async fn unpublish(&self, volume_id: &VolumeId, target_path: &Path) -> Result<(), NodeFailure> {
+        let metadata = match tokio::fs::symlink_metadata(target_path).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            metadata => metadata.map_err(NodeFailure::io("look at", target_path))?,
+        };
+        if metadata.is_symlink() {
+            let fault = "is a symbolic link; a volume is mounted on no link";
+            return Err(NodeFailure::Path { path: target_path.to_owned(), fault });
+        }
+        let path = tokio::fs::canonicalize(target_path).await.map_err(NodeFailure::io("look at", target_path))?;
+        let mapping = self.mapping(volume_id).await?;
+        for mount in self.mounts().await?.iter().filter(|mount| mount.target == path) {
+            // A device node stays bound when its mapping is gone; a file system does not stay mounted.
+            let ours = mapping.as_ref().map_or(mount.fs_type == "devtmpfs", |mapping| shows(mount, mapping));
+            if !ours {
+                return Err(NodeFailure::Occupied { path, what: "something else than this volume is mounted there" });
+            }
+            self.mounts.unmount(&path).await.map_err(NodeFailure::io("unmount", &path))?;
+        }
+        // Only what a publish makes is removed: an empty folder, or a file without a byte.
+        let removed = if metadata.is_dir() {
+            tokio::fs::remove_dir(&path).await
+        } else if tokio::fs::metadata(&path).await.is_ok_and(|file| file.is_file() && file.len() == 0) {
+            tokio::fs::remove_file(&path).await
+        } else {
+            return Err(NodeFailure::Occupied { path, what: "it is a file with content, which no publish made" });
+        };
+        removed.map_err(NodeFailure::io("remove", &path))
+    }
+}
+
+/// What is mounted at the target already, where it is what is asked for.
+fn published(
+    publish: &Publish,
+    path: &Path,
+    mount: &Mount,
+    mapping: &Mapping,
+    access: Access,
+) -> Result<(), NodeFailure> {
+    if !shows(mount, mapping) {
+        return Err(NodeFailure::Occupied { path: path.to_owned(), what: "something else is mounted there" });
+    }
+    let how = match (mount.access, access) {
+        (Access::ReadOnly, Access::ReadWrite) => "read-only",
+        (Access::ReadWrite, Access::ReadOnly) => "to be written",
+        (Access::ReadOnly, Access::ReadOnly) | (Access::ReadWrite, Access::ReadWrite) => return Ok(()),
+    };
+    Err(NodeFailure::Incompatible { volume_id: publish.volume_id.clone(), path: path.to_owned(), how })
+}

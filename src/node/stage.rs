@@ -1,0 +1,254 @@
+//! NodeStageVolume: from a volume id to an open mapping, mounted where the request says.
+//!
+//! ```text
+//! mounted as asked?                   → done, and no key is asked for
+//! source.attach                       → device
+//! keys.get                            → record and DEK
+//! record ready                        → the header is authenticated, and the checked copy is opened
+//! record prepared or formatting       → node::format makes what is missing, and the record ready
+//! the DEK is dropped; repair, mount   → done
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    exec::Deadline,
+    key::{
+        record::State,
+        service::{KeyInfo, VolumeKey},
+    },
+    node::{
+        Capability, Form, Node, NodeFailure, Target, Use,
+        block::Mapping,
+        expect_empty, filesystem, group,
+        header::{Header, HeaderFault, Layout},
+        luks::{self, LuksFailure},
+        mount::{Access, Options},
+        mounted_at, prepare_target, shows,
+        source::Place,
+    },
+    volume::{Content, FsType, Integrity, MapperName, Parameters, VolumeId},
+};
+
+/// A volume to stage.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// The volume.
+    pub volume_id: VolumeId,
+    /// Where.
+    pub staging_target_path: PathBuf,
+    /// In which form and for whom.
+    pub capability: Capability,
+    /// Where its device comes from.
+    pub place: Place,
+}
+
+impl Node {
+    /// Stages a volume. Staged already, as asked: a success.
+    ///
+    /// # Errors
+    /// Any step that failed; a refusal has changed nothing on the device.
+    pub async fn stage(&self, stage: &Stage, deadline: Deadline) -> Result<(), NodeFailure> {
+        let volume_id = &stage.volume_id;
+        let path = prepare_target(&stage.staging_target_path, Target::Folder).await?;
+        let mapping = self.mapping(volume_id).await?;
+        if self.is_staged(stage, &path, mapping.as_ref()).await? {
+            return Ok(());
+        }
+        let source = self.source(&stage.place);
+        let attached = source.attach(volume_id).await.map_err(NodeFailure::source(volume_id))?;
+        let key = self.keys.get(volume_id, deadline).await.map_err(NodeFailure::key(volume_id))?;
+        let content = matching(&key.info, &stage.capability.form)?;
+        let parameters = key.info.parameters.clone();
+        let mapping = self.usable(mapping, &key.info, &attached.path, deadline).await?;
+        let access = match (stage.capability.access, content) {
+            (Use::Read, Content::Block) => Access::ReadOnly,
+            _ => Access::ReadWrite,
+        };
+        let device = match (key.info.state, mapping) {
+            (State::Ready, Some(mapping)) => mapping.path,
+            (State::Ready, None) => self.unlock(&key, &attached.path, access, deadline).await?,
+            (State::Prepared | State::Formatting, mapping) => {
+                if mapping.is_some() {
+                    // Left by an attempt that broke off: what it made inside is not known to be whole.
+                    self.close(volume_id, deadline).await?;
+                }
+                self.format(&key, &attached.path, access, deadline).await?
+            }
+            // A record without a key gives none.
+            (State::Destroyed, _) => return Err(NodeFailure::Unsupported("a destroyed volume cannot be staged")),
+        };
+        // The mapping holds the device now, and nobody needs the key.
+        drop((key, attached));
+        let (Content::Filesystem(fs_type), Form::Filesystem { options, group, .. }) =
+            (content, &stage.capability.form)
+        else {
+            return Ok(());
+        };
+        let mut options = options.clone();
+        if stage.capability.access == Use::Read {
+            options.read_only();
+        }
+        self.mount(volume_id, &device, &path, fs_type, options, &parameters, deadline).await?;
+        match group {
+            Some(group) => group::give(&path, *group).await.map_err(NodeFailure::io("give to the group", &path)),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the header of a finished volume, which must be the one that its record knows.
+    async fn unlock(
+        &self,
+        key: &VolumeKey,
+        device: &Path,
+        access: Access,
+        deadline: Deadline,
+    ) -> Result<PathBuf, NodeFailure> {
+        let header = self.header(key, device).await?;
+        self.open(key, device, &header, access, deadline).await
+    }
+
+    /// Reads the header of a finished volume, once, and authenticates it.
+    pub(super) async fn header(&self, key: &VolumeKey, device: &Path) -> Result<Header, NodeFailure> {
+        let info = &key.info;
+        let bytes = self.blocks.size(device).await.map_err(NodeFailure::io("measure", device))?;
+        let layout = Layout::of(&info.parameters);
+        let needed = layout.overhead_bytes() + u64::from(info.parameters.sector_size.bytes());
+        if bytes < needed {
+            return Err(NodeFailure::TooSmall {
+                volume_id: info.volume_id.clone(),
+                device: device.to_owned(),
+                bytes,
+                needed,
+            });
+        }
+        let area = self.blocks.read(device, 0, layout.header_bytes()).await;
+        let area = area.map_err(NodeFailure::io("read the header of", device))?;
+        let refused = |source| NodeFailure::Header {
+            volume_id: info.volume_id.clone(),
+            device: device.to_owned(),
+            luks_uuid: info.luks_uuid,
+            source,
+        };
+        let tag = info.header_tag.ok_or_else(|| refused(HeaderFault::Tag))?;
+        Header::authenticate(&area, info.luks_uuid, &info.parameters, tag, &key.dek).map_err(refused)
+    }
+
+    pub(super) async fn open(
+        &self,
+        key: &VolumeKey,
+        device: &Path,
+        header: &Header,
+        access: Access,
+        deadline: Deadline,
+    ) -> Result<PathBuf, NodeFailure> {
+        let (volume_id, parameters) = (&key.info.volume_id, &key.info.parameters);
+        let mapper = MapperName::of(volume_id);
+        let opened =
+            luks::open(self.exec.as_ref(), device, header, parameters, access, &mapper, &key.dek, deadline).await;
+        opened.map_err(|source| match source {
+            LuksFailure::Busy(mapper) => {
+                NodeFailure::InUse { volume_id: volume_id.clone(), what: format!("through /dev/mapper/{mapper}") }
+            }
+            source => NodeFailure::luks("open", volume_id)(source),
+        })
+    }
+
+    /// Whether the volume is staged as asked. A mount of something else, or in another way, is an error.
+    async fn is_staged(
+        &self,
+        stage: &Stage,
+        path: &Path,
+        mapping: Option<&Mapping>,
+    ) -> Result<bool, NodeFailure> {
+        let mounts = self.mounts().await?;
+        let Some(mount) = mounted_at(&mounts, path) else {
+            let Form::Filesystem { .. } = stage.capability.form else { return Ok(false) };
+            expect_empty(path).await?;
+            return Ok(false);
+        };
+        let incompatible =
+            |how| Err(NodeFailure::Incompatible { volume_id: stage.volume_id.clone(), path: path.to_owned(), how });
+        let Some(mapping) = mapping.filter(|mapping| shows(mount, mapping)) else {
+            return Err(NodeFailure::Occupied { path: path.to_owned(), what: "something else is mounted there" });
+        };
+        if mapping.backing.is_empty() {
+            // The disk below was pulled out: nothing can be written through this mount any more.
+            return Err(NodeFailure::StaleMapping { volume_id: stage.volume_id.clone() });
+        }
+        match &stage.capability.form {
+            Form::Block => incompatible("as a file system"),
+            Form::Filesystem { fs_type: Some(fs_type), .. } if fs_type.as_str() != mount.fs_type => {
+                incompatible("with another file system")
+            }
+            Form::Filesystem { options, .. } => {
+                let read_only = stage.capability.access == Use::Read || options.access() == Access::ReadOnly;
+                match (mount.access, read_only) {
+                    (Access::ReadOnly, true) | (Access::ReadWrite, false) => Ok(true),
+                    (Access::ReadOnly, false) => incompatible("read-only"),
+                    (Access::ReadWrite, true) => incompatible("to be written"),
+                }
+            }
+        }
+    }
+
+    /// An open mapping that is this volume on this device. Any other of its name is closed.
+    async fn usable(
+        &self,
+        mapping: Option<Mapping>,
+        info: &KeyInfo,
+        device: &Path,
+        deadline: Deadline,
+    ) -> Result<Option<Mapping>, NodeFailure> {
+        let Some(mapping) = mapping else { return Ok(None) };
+        let device = tokio::fs::canonicalize(device).await.map_err(NodeFailure::io("look at", device))?;
+        if mapping.luks_uuid == Some(info.luks_uuid) && mapping.backing.contains(&device) {
+            return Ok(Some(mapping));
+        }
+        tracing::warn!(volume_id = %info.volume_id, "closing an old mapping of another device");
+        self.discard(&info.volume_id, deadline).await?;
+        Ok(None)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller, and each is another thing")]
+    async fn mount(
+        &self,
+        volume_id: &VolumeId,
+        device: &Path,
+        path: &Path,
+        fs_type: FsType,
+        mut options: Options,
+        parameters: &Parameters,
+        deadline: Deadline,
+    ) -> Result<(), NodeFailure> {
+        let start = self.blocks.read(device, 0, filesystem::SUPERBLOCK_BYTES).await;
+        let start = start.map_err(NodeFailure::io("read the superblock of", device))?;
+        if filesystem::wants_repair(fs_type, &start) {
+            tracing::warn!(%volume_id, "the superblock notes errors: repairing before the mount");
+            let repaired = filesystem::repair(self.exec.as_ref(), device, deadline).await;
+            repaired.map_err(NodeFailure::filesystem("repair the file system", volume_id))?;
+        }
+        if let Some(word) = filesystem::discard_option(parameters) {
+            options.add(word);
+        }
+        let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: path.to_owned(), source };
+        self.mounts.mount(device, path, fs_type, &options).await.map_err(failed)
+    }
+}
+
+/// What the volume holds, where that is what is asked for and can be had.
+fn matching(info: &KeyInfo, form: &Form) -> Result<Content, NodeFailure> {
+    let content = info.parameters.content;
+    let other = |asked: &str| {
+        Err(NodeFailure::OtherContent { volume_id: info.volume_id.clone(), content, asked: asked.to_owned() })
+    };
+    match (content, form) {
+        _ if info.parameters.integrity != Integrity::None => Err(NodeFailure::NoIntegrity(info.volume_id.clone())),
+        (Content::Filesystem(_), Form::Block) => other("block"),
+        (Content::Block, Form::Filesystem { .. }) => other("a file system"),
+        (Content::Filesystem(is), Form::Filesystem { fs_type: Some(asked), .. }) if is != *asked => {
+            other(asked.as_str())
+        }
+        (Content::Filesystem(_), Form::Filesystem { .. }) | (Content::Block, Form::Block) => Ok(content),
+    }
+}
