@@ -1,5 +1,9 @@
 //! wip
+#[cfg(feature = "node")]
+pub mod csi;
 pub mod proto;
+pub mod keyservice;
+pub mod server;
 pub mod exec;
 pub mod key;
 #[cfg(feature = "node")]

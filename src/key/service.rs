@@ -9,7 +9,7 @@ use crate::{
     exec::Deadline,
     key::{
         derive::Tag,
-        record::{Record, RecordFault, State},
+        record::{Record, RecordFault, State, StoredKey},
     },
     secret::Dek,
     volume::{Parameters, VolumeId},
@@ -38,6 +38,8 @@ pub struct KeyInfo {
     pub header_tag: Option<Tag>,
     /// The provider that holds the KEK.
     pub provider: String,
+    /// The KEK, as the provider names it; empty in a tombstone.
+    pub kek_id: String,
 }
 
 impl From<&Record> for KeyInfo {
@@ -53,6 +55,11 @@ impl From<&Record> for KeyInfo {
             format_attempt: record.format_attempt,
             header_tag: record.header_tag(),
             provider: record.provider.clone(),
+            kek_id: match &record.key {
+                None => String::new(),
+                Some(StoredKey::Derived { cluster_key_version, .. }) => format!("cluster-key:v{cluster_key_version}"),
+                Some(StoredKey::Wrapped { kek_id, .. }) => kek_id.clone(),
+            },
         }
     }
 }
@@ -193,6 +200,9 @@ pub enum KeyFailure {
     /// A store that does not answer.
     #[error("the store of key records failed")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What was done could not be written down, so it was not answered.
+    #[error("write the audit log")]
+    Audit(#[source] std::io::Error),
     /// The deadline passed.
     #[error("the key service did not answer before the deadline")]
     Deadline,
@@ -217,7 +227,7 @@ impl KeyFailure {
             Self::Superseded(_) | Self::Contended(_) => Refusal::Busy,
             Self::Denied { .. } => Refusal::Denied,
             Self::Invalid(_) => Refusal::Invalid,
-            Self::Kms { .. } | Self::Store(_) => Refusal::Unavailable,
+            Self::Kms { .. } | Self::Store(_) | Self::Audit(_) => Refusal::Unavailable,
             Self::Deadline => Refusal::Deadline,
             Self::Remote { refusal, .. } => *refusal,
         }

@@ -1,0 +1,166 @@
+//! The key service's gRPC server: it finds out who calls, and hands the call to a guarded service.
+
+use std::{fmt, sync::Arc};
+
+use tokio::net::unix::UCred;
+use tonic::{
+    Request, Response, Status, async_trait,
+    transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
+};
+
+use crate::{
+    exec::Deadline,
+    key::service::{Attempt, KeyFailure, KeyService, NewKey},
+    keyservice::{
+        audit::{Audit, Operation},
+        auth::{Caller, Guarded},
+        wire,
+    },
+    proto::keyservice::{
+        BeginFormatRequest, BeginFormatResponse, CreateKeyRequest, CreateKeyResponse, DescribeKeyRequest,
+        DescribeKeyResponse, DestroyKeyRequest, DestroyKeyResponse, GetKeyRequest, GetKeyResponse, ListKeysRequest,
+        ListKeysResponse, MarkReadyRequest, MarkReadyResponse, key_service_server,
+    },
+    server::rpc,
+    volume::VolumeId,
+};
+
+const PAGE: usize = 500;
+
+/// The server.
+pub struct Server {
+    inner: Arc<dyn KeyService>,
+    audit: Arc<Audit>,
+    allowed_uids: Vec<u32>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("allowed_uids", &self.allowed_uids).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// A server in front of a key service; on a unix socket it serves these uids.
+    #[must_use]
+    pub fn new(inner: Arc<dyn KeyService>, audit: Arc<Audit>, allowed_uids: Vec<u32>) -> Self {
+        Self { inner, audit, allowed_uids }
+    }
+
+    /// What the caller of a request may have.
+    fn guarded<T>(&self, request: &Request<T>) -> Result<(Guarded, Deadline), Status> {
+        let extensions = request.extensions();
+        let caller = if let Some(connection) = extensions.get::<TlsConnectInfo<TcpConnectInfo>>() {
+            let certificates = connection.peer_certs();
+            let certificate = certificates.as_ref().and_then(|chain| chain.first());
+            certificate
+                .and_then(|certificate| Caller::from_certificate(certificate))
+                .ok_or("a client whose certificate names no node and no controller".to_owned())
+        } else if let Some(connection) = extensions.get::<UdsConnectInfo>() {
+            match connection.peer_cred.as_ref().map(UCred::uid) {
+                Some(uid) if self.allowed_uids.contains(&uid) => Ok(Caller::Uid(uid)),
+                Some(uid) => Err(format!("uid:{uid}")),
+                None => Err("a process without credentials".to_owned()),
+            }
+        } else {
+            Err("a connection of an unknown kind".to_owned())
+        };
+        match caller {
+            Ok(caller) => {
+                let guarded = Guarded::new(self.inner.clone(), self.audit.clone(), caller);
+                Ok((guarded, rpc::deadline(request.metadata())))
+            }
+            Err(who) => {
+                let denied = KeyFailure::Denied { who: who.clone(), what: "any key".to_owned() };
+                if let Err(error) = self.audit.not_done(&who, Operation::Connect, None, &denied) {
+                    tracing::error!(%error, "the audit log cannot be written");
+                }
+                Err(rpc::status(denied))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl key_service_server::KeyService for Server {
+    async fn create_key(&self, request: Request<CreateKeyRequest>) -> Result<Response<CreateKeyResponse>, Status> {
+        let (guarded, deadline) = self.guarded(&request)?;
+        let request = request.into_inner();
+        let malformed = |_| Status::invalid_argument("parameters_json is not known");
+        let new = NewKey {
+            volume_id: volume_id(&request.volume_id)?,
+            name: request.name,
+            parameters: serde_json::from_str(&request.parameters_json).map_err(malformed)?,
+            node: wire::some(request.node),
+            tenant: wire::some(request.tenant),
+            provider: wire::some(request.provider),
+            context: request.context.into_iter().collect(),
+        };
+        let info = guarded.create(new, deadline).await.map_err(rpc::status)?;
+        Ok(Response::new(CreateKeyResponse { info: Some(info.into()) }))
+    }
+
+    async fn get_key(&self, request: Request<GetKeyRequest>) -> Result<Response<GetKeyResponse>, Status> {
+        let (guarded, deadline) = self.guarded(&request)?;
+        let volume_id = volume_id(&request.into_inner().volume_id)?;
+        let key = guarded.get(&volume_id, deadline).await.map_err(rpc::status)?;
+        Ok(Response::new(GetKeyResponse { dek: key.dek.expose_secret().to_vec(), info: Some(key.info.into()) }))
+    }
+
+    async fn describe_key(
+        &self,
+        request: Request<DescribeKeyRequest>,
+    ) -> Result<Response<DescribeKeyResponse>, Status> {
+        let (guarded, deadline) = self.guarded(&request)?;
+        let volume_id = volume_id(&request.into_inner().volume_id)?;
+        let info = guarded.describe(&volume_id, deadline).await.map_err(rpc::status)?;
+        Ok(Response::new(DescribeKeyResponse { info: info.map(Into::into) }))
+    }
+
+    async fn begin_format(
+        &self,
+        request: Request<BeginFormatRequest>,
+    ) -> Result<Response<BeginFormatResponse>, Status> {
+        let (guarded, deadline) = self.guarded(&request)?;
+        let request = request.into_inner();
+        let volume_id = volume_id(&request.volume_id)?;
+        let info = guarded.begin_format(&volume_id, request.generation, deadline).await.map_err(rpc::status)?;
+        Ok(Response::new(BeginFormatResponse { info: Some(info.into()) }))
+    }
+
+    async fn mark_ready(&self, request: Request<MarkReadyRequest>) -> Result<Response<MarkReadyResponse>, Status> {
+        let (guarded, deadline) = self.guarded(&request)?;
+        let request = request.into_inner();
+        let volume_id = volume_id(&request.volume_id)?;
+        let tag = wire::tag(&request.header_mac).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let attempt = Attempt { generation: request.generation, number: request.format_attempt };
+        let info = guarded.mark_ready(&volume_id, attempt, tag, deadline).await.map_err(rpc::status)?;
+        Ok(Response::new(MarkReadyResponse { info: Some(info.into()) }))
+    }
+
+    async fn destroy_key(&self, request: Request<DestroyKeyRequest>) -> Result<Response<DestroyKeyResponse>, Status> {
+        let (guarded, deadline) = self.guarded(&request)?;
+        let volume_id = volume_id(&request.into_inner().volume_id)?;
+        guarded.destroy(&volume_id, deadline).await.map_err(rpc::status)?;
+        Ok(Response::new(DestroyKeyResponse {}))
+    }
+
+    async fn list_keys(&self, request: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
+        let (guarded, deadline) = self.guarded(&request)?;
+        let request = request.into_inner();
+        let after = wire::some(request.after).map(|after| volume_id(&after)).transpose()?;
+        let limit = match usize::try_from(request.limit) {
+            Ok(0) | Err(_) => PAGE,
+            Ok(limit) => limit.min(PAGE),
+        };
+        let page = guarded.list(after.as_ref(), limit, deadline).await.map_err(rpc::status)?;
+        Ok(Response::new(ListKeysResponse {
+            infos: page.infos.into_iter().map(Into::into).collect(),
+            next: page.next.map(String::from).unwrap_or_default(),
+        }))
+    }
+}
+
+fn volume_id(text: &str) -> Result<VolumeId, Status> {
+    text.parse().map_err(|error| Status::invalid_argument(format!("volume_id: {error}")))
+}
