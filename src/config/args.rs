@@ -186,12 +186,18 @@ fn unknown_variables(environment: impl IntoIterator<Item = OsString>) -> Faults 
     let known = variables(&Coffer::command());
     let mut faults = Faults::default();
     for name in environment.into_iter().filter_map(|name| name.into_string().ok()) {
-        if name.starts_with(ENVIRONMENT_PREFIX) && !known.contains(&name) {
+        if name.starts_with(ENVIRONMENT_PREFIX) && !known.contains(&name) && !is_service_link(&name) {
             let hint = did_you_mean(&name, known.iter().map(String::as_str));
             faults.add(format!("environment: {name} is not known{hint}"));
         }
     }
     faults
+}
+
+/// Kubernetes tells each pod of the services around it, in variables that begin with the services' names: a service
+/// `coffer-…` makes `COFFER_…_SERVICE_HOST`, `…_SERVICE_PORT`, `…_PORT` and `…_PORT_443_TCP`.
+fn is_service_link(name: &str) -> bool {
+    ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT_"].iter().any(|part| name.contains(part)) || name.ends_with("_PORT")
 }
 
 fn variables(command: &clap::Command) -> Vec<String> {
@@ -228,6 +234,12 @@ mod tests {
         let told = faults.to_string();
         assert!(told.contains("COFFER_STATE_DIRR is not known; did you mean COFFER_STATE_DIR?"), "{told}");
         assert!(told.contains("unix:// and an absolute path"), "{told}");
+    }
+
+    #[test]
+    fn what_kubernetes_tells_of_services_is_no_fault() {
+        let told = ["COFFER_KEYSERVICE_SERVICE_HOST", "COFFER_PORT", "COFFER_KEYSERVICE_PORT_7443_TCP_ADDR"];
+        assert!(read(&["coffer", "keyservice", "--config", "f"], &told).is_ok());
     }
 
     #[test]

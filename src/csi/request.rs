@@ -459,9 +459,9 @@ mod tests {
         for place in [Place::Local, Place::Device("/dev/sdb".into())] {
             assert_eq!(super::place(&context(&place)), Ok(place));
         }
-        assert!(super::place(&of(&[("source", "remote")])).is_err());
-        assert!(super::place(&of(&[("sauce", "local")])).is_err());
-        assert!(super::place(&of(&[("source", "device"), ("device", "../sdb")])).is_err());
-        assert_eq!(super::place(&of(&[("storage.kubernetes.io/csiProvisionerIdentity", "x")])), Ok(Place::Local));
+        assert!(place(&of(&[("source", "remote")])).is_err());
+        assert!(place(&of(&[("sauce", "local")])).is_err());
+        assert!(place(&of(&[("source", "device"), ("device", "../sdb")])).is_err());
+        assert_eq!(place(&of(&[("storage.kubernetes.io/csiProvisionerIdentity", "x")])), Ok(Place::Local));
     }
 }

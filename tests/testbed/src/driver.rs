@@ -1,0 +1,150 @@
+//! A running `coffer dev` on a state folder of its own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use coffer::proto::csi::ProbeRequest;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::csi::Csi;
+
+/// A driver. It is killed, and its volumes are let go of, when this is dropped.
+#[derive(Debug)]
+pub struct Driver {
+    /// Its client.
+    pub csi: Csi,
+    program: PathBuf,
+    state_dir: PathBuf,
+    child: Option<Child>,
+}
+
+impl Driver {
+    /// Makes a key and starts a driver. `program` is the program `coffer`.
+    ///
+    /// # Errors
+    /// The key cannot be made, or the driver does not become ready.
+    pub async fn start(program: &str, state_dir: &Path) -> Result<Self> {
+        if !state_dir.join("cluster-key.json").exists() {
+            let init = Command::new(program).args(["keys", "init", "--state-dir"]).arg(state_dir).output()?;
+            if !init.status.success() {
+                bail!("keys init: {}", String::from_utf8_lossy(&init.stderr));
+            }
+        }
+        let csi = Csi::at(&state_dir.join("csi.sock"));
+        let mut driver = Self { csi, program: program.into(), state_dir: state_dir.to_owned(), child: None };
+        driver.start_again().await?;
+        Ok(driver)
+    }
+
+    /// Starts a driver again on the folder of one that has ended.
+    ///
+    /// # Errors
+    /// It does not become ready within 20 seconds.
+    pub async fn start_again(&mut self) -> Result<()> {
+        let log = |name: &str| {
+            fs::OpenOptions::new().append(true).create(true).open(self.state_dir.join(name)).context("open a log")
+        };
+        let child = Command::new(&self.program)
+            .args(["--log-level", "debug", "dev", "--node-id", "test-node", "--state-dir"])
+            .arg(&self.state_dir)
+            .stdin(Stdio::null())
+            .stdout(log("audit.log")?)
+            .stderr(log("driver.log")?)
+            .spawn()?;
+        self.child = Some(child);
+        let start = Instant::now();
+        loop {
+            let probed = self.csi.identity.clone().probe(ProbeRequest {}).await;
+            if probed.is_ok_and(|reply| reply.into_inner().ready == Some(true)) {
+                return Ok(());
+            }
+            let ended = self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|ended| ended.is_some()));
+            if ended || start.elapsed() > Duration::from_secs(20) {
+                bail!("the driver did not become ready:\n{}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// `kill -9`: the driver is gone at once, and what it had started goes on.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGTERM, without waiting.
+    ///
+    /// # Errors
+    /// There is no driver.
+    pub fn terminate(&self) -> Result<()> {
+        let id = self.child.as_ref().context("no driver runs")?.id();
+        let pid = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process has an id")?;
+        Ok(kill_process(pid, Signal::TERM)?)
+    }
+
+    /// Waits for the driver's end and returns its exit status.
+    ///
+    /// # Errors
+    /// It does not end within 20 seconds.
+    pub fn ended(&mut self) -> Result<Option<i32>> {
+        let mut child = self.child.take().context("no driver runs")?;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(20) {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status.code());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.child = Some(child);
+        bail!("the driver did not end")
+    }
+
+    /// The state folder.
+    #[must_use]
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// The file of a volume.
+    #[must_use]
+    pub fn file(&self, volume_id: &str) -> PathBuf {
+        self.state_dir.join("volumes").join(volume_id)
+    }
+
+    /// The file of a record.
+    #[must_use]
+    pub fn record(&self, volume_id: &str) -> PathBuf {
+        self.state_dir.join("records").join(format!("{volume_id}.json"))
+    }
+
+    /// What the driver has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.state_dir.join("driver.log")).unwrap_or_default()
+    }
+
+    /// What was written to the audit log.
+    #[must_use]
+    pub fn audit(&self) -> String {
+        fs::read_to_string(self.state_dir.join("audit.log")).unwrap_or_default()
+    }
+
+    /// How often a key was released, by the audit log.
+    #[must_use]
+    pub fn releases(&self) -> usize {
+        self.audit().lines().filter(|line| line.contains(r#""operation":"release","result":"ok""#)).count()
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
