@@ -58,21 +58,21 @@ impl Gate {
                 Status::aborted(format!("another request for volume {volume_id} is being worked on; try again"))
             })?),
         };
+        // Told from inside the task, because a caller that hung up takes this future with it.
         let task = self.tasks.spawn(async move {
             let _lock = lock;
-            work.await.map_err(E::into)
+            let done: Result<T, Status> = work.await.map_err(E::into);
+            match &done {
+                Ok(_) => tracing::debug!(rpc, volume_id = shown, "done"),
+                Err(status) => {
+                    let (code, error) = (status.code(), status.message());
+                    tracing::error!(rpc, volume_id = shown, ?code, error, "failed");
+                }
+            }
+            done
         });
         let done = task.await.unwrap_or_else(|_| Err(Status::internal("the work on this request broke off")));
-        match done {
-            Ok(reply) => {
-                tracing::debug!(rpc, volume_id = shown, "done");
-                Ok(Response::new(reply))
-            }
-            Err(status) => {
-                tracing::error!(rpc, volume_id = shown, code = ?status.code(), error = status.message(), "failed");
-                Err(status)
-            }
-        }
+        done.map(Response::new)
     }
 
     /// Refuses new work, and waits until what runs has ended.

@@ -1,6 +1,6 @@
 //! CSI's Node service: each RPC in four verbs, the work in `crate::node`.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use tonic::{Request, Response, Status, async_trait};
 
@@ -24,6 +24,7 @@ use crate::{
         volume_usage::Unit,
     },
     server::rpc as grpc,
+    volume::VolumeId,
 };
 
 /// The Node service.
@@ -117,7 +118,7 @@ impl node_server::Node for Node {
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
         let volume_id = request::volume_id(&request.volume_id)?;
-        let path = request::path("volume_path", &request.volume_path)?;
+        let path = volume_path(&volume_id, &request.volume_path)?;
         let node = self.node.clone();
         // No lock: it changes nothing, and kubelet asks often.
         let work = async move { node.stats(&volume_id, &path).await.map(|stats| response(&stats)) };
@@ -132,7 +133,7 @@ impl node_server::Node for Node {
         let request = request.into_inner();
         request::no_secrets(&request.secrets)?;
         let volume_id = request::volume_id(&request.volume_id)?;
-        let path = request::path("volume_path", &request.volume_path)?;
+        let path = volume_path(&volume_id, &request.volume_path)?;
         let range = request::Range::parse(request.capacity_range.as_ref())?;
         if request.volume_capability.is_some() {
             request::capability(request.volume_capability.as_ref())?;
@@ -170,6 +171,14 @@ impl node_server::Node for Node {
             max_volumes_per_node: 0,
             accessible_topology: Some(topology(&self.node_id)),
         }))
+    }
+}
+
+/// A path at which a volume is said to be. No volume is at a relative one (csi-sanity holds drivers to NOT_FOUND).
+fn volume_path(volume_id: &VolumeId, text: &str) -> Result<PathBuf, Status> {
+    match text.chars().next() {
+        None | Some('/') => Ok(request::path("volume_path", text)?),
+        Some(_) => Err(Status::not_found(format!("volume {volume_id} is not at {text}, which is no absolute path"))),
     }
 }
 

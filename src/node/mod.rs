@@ -16,14 +16,12 @@ pub mod publish;
 pub mod source;
 pub mod stage;
 pub mod stats;
+pub mod target;
 pub mod unstage;
 
 pub mod loopdev;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use crate::{
     exec::{Deadline, Exec},
@@ -137,7 +135,13 @@ impl Node {
 
 /// Whether a mount is one of this mapping: its file system, or its device node bound to a file.
 fn shows(mount: &Mount, mapping: &Mapping) -> bool {
-    mount.number == mapping.number || is_node_of(mount, mapping)
+    mount.number == mapping.number || is_node_of(mount, mapping) || is_btrfs_of(mount, mapping)
+}
+
+/// Btrfs can span devices, so its mounts have a number that is none of a device.
+fn is_btrfs_of(mount: &Mount, mapping: &Mapping) -> bool {
+    let kernel_path = Path::new("/dev").join(&mapping.kernel_name);
+    mount.fs_type == FsType::Btrfs.as_str() && (mount.source == mapping.path || mount.source == kernel_path)
 }
 
 fn is_node_of(mount: &Mount, mapping: &Mapping) -> bool {
@@ -149,58 +153,4 @@ fn is_node_of(mount: &Mount, mapping: &Mapping) -> bool {
 /// The uppermost mount at a path.
 fn mounted_at<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     mounts.iter().rev().find(|mount| mount.target == path)
-}
-
-/// Makes sure that a path can be mounted on, without following a link, and returns it as the kernel will show it.
-async fn prepare_target(path: &Path, kind: Target) -> Result<PathBuf, NodeFailure> {
-    let owned = path.to_owned();
-    let prepared = tokio::task::spawn_blocking(move || target(&owned, kind)).await;
-    prepared.unwrap_or_else(|_| Err(NodeFailure::Unsupported("the program is shutting down")))
-}
-
-/// What a volume is mounted on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
-    Folder,
-    File,
-}
-
-fn target(path: &Path, kind: Target) -> Result<PathBuf, NodeFailure> {
-    let refuse = |fault| Err(NodeFailure::Path { path: path.to_owned(), fault });
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return refuse("has no parent folder") };
-    let parent = match parent.canonicalize() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return refuse("is in a folder that does not exist");
-        }
-        parent => parent.map_err(NodeFailure::io("look at", parent_of(path)))?,
-    };
-    let path = parent.join(name);
-    let found = match std::fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        found => Some(found.map_err(NodeFailure::io("look at", &path))?.file_type()),
-    };
-    match (kind, found) {
-        (_, Some(found)) if found.is_symlink() => return refuse("is a symbolic link; a volume is mounted on no link"),
-        (Target::Folder, None) => std::fs::create_dir(&path).map_err(NodeFailure::io("make folder", &path)),
-        (Target::File, None) => {
-            std::fs::File::create_new(&path).map(|_| ()).map_err(NodeFailure::io("make file", &path))
-        }
-        (Target::Folder, Some(found)) if !found.is_dir() => return refuse("is not a folder"),
-        (Target::File, Some(found)) if found.is_dir() => return refuse("is a folder; a block volume is mounted on a file"),
-        (_, Some(_)) => Ok(()),
-    }?;
-    Ok(path)
-}
-
-fn parent_of(path: &Path) -> PathBuf {
-    path.parent().unwrap_or(path).to_owned()
-}
-
-/// Refuses a folder in which something lies that a mount would hide.
-async fn expect_empty(path: &Path) -> Result<(), NodeFailure> {
-    let mut entries = tokio::fs::read_dir(path).await.map_err(NodeFailure::io("list", path))?;
-    match entries.next_entry().await.map_err(NodeFailure::io("list", path))? {
-        None => Ok(()),
-        Some(_) => Err(NodeFailure::Occupied { path: path.to_owned(), what: "the folder is not empty" }),
-    }
 }

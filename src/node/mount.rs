@@ -38,6 +38,8 @@ pub struct Mount {
     pub access: Access,
     /// The file system's type, as the kernel names it.
     pub fs_type: String,
+    /// The device it was mounted from, as the file system names it.
+    pub source: PathBuf,
     /// Whether the file system itself may be written to.
     pub super_access: Access,
 }
@@ -230,9 +232,9 @@ fn parse(line: &str) -> Option<Mount> {
     let (root, target) = (unescape(fields.next()?), unescape(fields.next()?));
     let access = access(fields.next()?);
     let mut fields = file_system.split(' ');
-    let fs_type = fields.next()?.to_owned();
-    let super_access = self::access(fields.nth(1)?);
-    Some(Mount { number, root, target, access, fs_type, super_access })
+    let (fs_type, source) = (fields.next()?.to_owned(), unescape(fields.next()?));
+    let super_access = self::access(fields.next()?);
+    Some(Mount { number, root, target, access, fs_type, source, super_access })
 }
 
 fn access(options: &str) -> Access {
@@ -273,6 +275,7 @@ mod tests {
                 target: r"/var/a b\c".into(),
                 access: Access::ReadWrite,
                 fs_type: "ext4".into(),
+                source: "/dev/mapper/coffer-1".into(),
                 super_access: Access::ReadOnly,
             })
         );

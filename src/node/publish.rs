@@ -7,10 +7,11 @@ use std::{
 
 use crate::{
     node::{
-        Capability, Form, Node, NodeFailure, Target, Use, expect_empty,
+        Capability, Form, Node, NodeFailure, Use,
         block::Mapping,
         mount::{Access, Mount, Options},
-        mounted_at, prepare_target, shows,
+        mounted_at, shows,
+        target::{Kind, Target},
     },
     volume::VolumeId,
 };
@@ -47,9 +48,9 @@ impl Node {
                 if !mounted_at(&mounts, &staged).is_some_and(|mount| shows(mount, &mapping)) {
                     return Err(not_staged(&staged));
                 }
-                (staged, Target::Folder, options.clone())
+                (staged, Kind::Folder, options.clone())
             }
-            Form::Block => (Path::new("/dev").join(&mapping.kernel_name), Target::File, Options::default()),
+            Form::Block => (Path::new("/dev").join(&mapping.kernel_name), Kind::File, Options::default()),
         };
         if publish.access == Access::ReadOnly || publish.capability.access == Use::Read {
             if publish.capability.form == Form::Block && publish.capability.access != Use::Read {
@@ -60,9 +61,10 @@ impl Node {
             }
             options.read_only();
         }
-        let path = prepare_target(&publish.target_path, kind).await?;
-        if let Some(mount) = mounted_at(&mounts, &path) {
-            return published(publish, &path, mount, &mapping, options.access());
+        let target = Target::look(&publish.target_path, kind).await?;
+        let path = &target.path;
+        if let Some(mount) = mounted_at(&mounts, path) {
+            return published(publish, path, mount, &mapping, options.access());
         }
         if publish.capability.access == Use::WriteAlone {
             let other = mounts.iter().find(|mount| shows(mount, &mapping) && mount.target != source);
@@ -70,11 +72,9 @@ impl Node {
                 return Err(NodeFailure::HasWriter { volume_id: volume_id.clone(), path: other.target.clone() });
             }
         }
-        if kind == Target::Folder {
-            expect_empty(&path).await?;
-        }
+        target.make().await?;
         let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: path.clone(), source };
-        self.mounts.bind(&source, &path, &options).await.map_err(failed)
+        self.mounts.bind(&source, path, &options).await.map_err(failed)
     }
 
     /// Unpublishes a volume and removes what it was mounted on. Not published, or not there: a success.

@@ -18,14 +18,15 @@ use crate::{
         service::{KeyInfo, VolumeKey},
     },
     node::{
-        Capability, Form, Node, NodeFailure, Target, Use,
+        Capability, Form, Node, NodeFailure, Use,
         block::Mapping,
-        expect_empty, filesystem, group,
+        filesystem, group,
         header::{Header, HeaderFault, Layout},
         luks::{self, LuksFailure},
         mount::{Access, Options},
-        mounted_at, prepare_target, shows,
+        mounted_at, shows,
         source::Place,
+        target::{Kind, Target},
     },
     volume::{Content, FsType, Integrity, MapperName, Parameters, VolumeId},
 };
@@ -50,11 +51,12 @@ impl Node {
     /// Any step that failed; a refusal has changed nothing on the device.
     pub async fn stage(&self, stage: &Stage, deadline: Deadline) -> Result<(), NodeFailure> {
         let volume_id = &stage.volume_id;
-        let path = prepare_target(&stage.staging_target_path, Target::Folder).await?;
+        let target = Target::look(&stage.staging_target_path, Kind::Folder).await?;
         let mapping = self.mapping(volume_id).await?;
-        if self.is_staged(stage, &path, mapping.as_ref()).await? {
+        if self.is_staged(stage, &target.path, mapping.as_ref()).await? {
             return Ok(());
         }
+        target.make().await?;
         let source = self.source(&stage.place);
         let attached = source.attach(volume_id).await.map_err(NodeFailure::source(volume_id))?;
         let key = self.keys.get(volume_id, deadline).await.map_err(NodeFailure::key(volume_id))?;
@@ -89,9 +91,12 @@ impl Node {
         if stage.capability.access == Use::Read {
             options.read_only();
         }
-        self.mount(volume_id, &device, &path, fs_type, options, &parameters, deadline).await?;
+        self.mount(volume_id, &device, &target.path, fs_type, options, &parameters, deadline).await?;
         match group {
-            Some(group) => group::give(&path, *group).await.map_err(NodeFailure::io("give to the group", &path)),
+            Some(group) => {
+                let given = group::give(&target.path, *group).await;
+                given.map_err(NodeFailure::io("give to the group", &target.path))
+            }
             None => Ok(()),
         }
     }
@@ -162,11 +167,7 @@ impl Node {
         mapping: Option<&Mapping>,
     ) -> Result<bool, NodeFailure> {
         let mounts = self.mounts().await?;
-        let Some(mount) = mounted_at(&mounts, path) else {
-            let Form::Filesystem { .. } = stage.capability.form else { return Ok(false) };
-            expect_empty(path).await?;
-            return Ok(false);
-        };
+        let Some(mount) = mounted_at(&mounts, path) else { return Ok(false) };
         let incompatible =
             |how| Err(NodeFailure::Incompatible { volume_id: stage.volume_id.clone(), path: path.to_owned(), how });
         let Some(mapping) = mapping.filter(|mapping| shows(mount, mapping)) else {

@@ -6,7 +6,7 @@ use crate::{
     node::{
         Node, NodeFailure,
         mount::{Access, Usage},
-        mounted_at, shows,
+        is_node_of, mounted_at, shows,
     },
     volume::VolumeId,
 };
@@ -56,10 +56,10 @@ impl Node {
         } else {
             Condition::Normal
         };
-        let size = if mount.number == mapping.number {
-            Size::Filesystem(self.mounts.usage(&path).await.map_err(NodeFailure::io("measure", &path))?)
-        } else {
+        let size = if is_node_of(mount, &mapping) {
             Size::Block(mapping.bytes)
+        } else {
+            Size::Filesystem(self.mounts.usage(&path).await.map_err(NodeFailure::io("measure", &path))?)
         };
         Ok(Stats { size, condition })
     }

@@ -94,7 +94,8 @@ async fn raw_block(bed: Bed) -> Result<()> {
     csi.stage(&volume, &staged, reader.clone()).await?;
     csi.publish(&volume, &staged, &target, reader).await?;
     ensure!(fs::read(&target)?.starts_with(b"Linux version"), "the text is gone");
-    ensure!(fs::OpenOptions::new().write(true).open(&target).is_err(), "a reader may write");
+    let written = run("dd", &["if=/dev/zero", &format!("of={}", target.display()), "bs=4096", "count=1", "oflag=direct"]);
+    ensure!(written.is_err() && fs::read(&target)?.starts_with(b"Linux version"), "a reader may write");
     csi.unpublish(&volume.volume_id, &target).await?;
     Ok(csi.unstage(&volume.volume_id, &staged).await?)
 }

@@ -218,6 +218,7 @@ done
 # Programs that a test puts in the way of the system's own.
 mount -t tmpfs tmpfs /usr/local/sbin
 ip link set lo up
+hostname guest
 mkdir -p {POOL}
 blkid -p /dev/ubda > /dev/null || mkfs.ext4 -q -E lazy_itable_init=1 /dev/ubda
 mount /dev/ubda {POOL}
