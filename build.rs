@@ -1,5 +1,7 @@
 //! Compiles the two protocols without a `protoc`, and leaves `Debug` off every message that can carry a secret.
 
+#![allow(clippy::print_stdout, reason = "a build script speaks to cargo on standard output")]
+
 use prost_build::Config;
 
 /// Messages that carry a DEK, a CSI secret or mount flags (which CSI lets hold secrets): `src/proto.rs` writes

@@ -246,10 +246,7 @@ impl Exec for System {
     }
 }
 
-async fn follow(
-    child: &mut Child,
-    secret: Option<&[u8]>,
-) -> io::Result<(std::process::ExitStatus, String, String)> {
+async fn follow(child: &mut Child, secret: Option<&[u8]>) -> io::Result<(std::process::ExitStatus, String, String)> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let (Some(mut pipe), Some(secret)) = (stdin, secret) {

@@ -1,7 +1,7 @@
 //! The program: words → logs → role or verb → exit status.
 
-#[cfg(not(all(feature = "controller", feature = "keyservice")))]
-compile_error!("wip");
+#[cfg(not(any(feature = "node", feature = "keyservice")))]
+compile_error!("build with at least one of the features node and keyservice");
 
 mod role;
 
@@ -11,11 +11,15 @@ use std::{
 };
 
 use anyhow::Result;
+#[cfg(feature = "keyservice")]
 use coffer::{
     admin::{self, StateDir},
+    config::args::{Keys, Records},
+};
+use coffer::{
     config::{
         EXIT_FAULTS, Faults,
-        args::{Coffer, Ended, Keys, Records, Verb, Volumes},
+        args::{Coffer, Ended, Verb},
     },
     telemetry,
 };
@@ -42,17 +46,22 @@ fn main() -> ExitCode {
 }
 
 async fn act(verb: Verb) -> Result<()> {
-    let out = &mut io::stdout();
     match verb {
+        #[cfg(all(feature = "controller", feature = "keyservice"))]
         Verb::Dev(args) => role::dev(args).await,
+        #[cfg(feature = "node")]
         Verb::Node(args) => role::node(args).await,
+        #[cfg(feature = "keyservice")]
         Verb::Keyservice(args) => role::keyservice(args).await,
-        Verb::Keys(Keys::Init { state_dir }) => Ok(admin::keys::init(&StateDir::at(&state_dir), out)?),
-        Verb::Volumes(Volumes::List { state_dir, json }) => {
-            Ok(admin::volumes::list(&StateDir::at(&state_dir), json, out).await?)
+        #[cfg(feature = "keyservice")]
+        Verb::Keys(Keys::Init { state_dir }) => Ok(admin::keys::init(&StateDir::at(&state_dir), &mut io::stdout())?),
+        #[cfg(all(feature = "controller", feature = "keyservice"))]
+        Verb::Volumes(coffer::config::args::Volumes::List { state_dir, json }) => {
+            Ok(admin::volumes::list(&StateDir::at(&state_dir), json, &mut io::stdout()).await?)
         }
+        #[cfg(feature = "keyservice")]
         Verb::Records(Records::Show { volume, state_dir }) => {
-            Ok(admin::records::show(&StateDir::at(&state_dir), &volume, out).await?)
+            Ok(admin::records::show(&StateDir::at(&state_dir), &volume, &mut io::stdout()).await?)
         }
     }
 }

@@ -13,13 +13,27 @@ macro_rules! redacted {
 }
 
 /// The Container Storage Interface, version 1.12.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated from proto/csi/v1/csi.proto")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from proto/csi/v1/csi.proto"
+)]
 pub mod csi {
     tonic::include_proto!("csi.v1");
 }
 
 /// The key service, version 1.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated from proto/keyservice/v1/keyservice.proto")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from proto/keyservice/v1/keyservice.proto"
+)]
 pub mod keyservice {
     tonic::include_proto!("keyservice.v1");
 }
@@ -61,7 +75,8 @@ mod tests {
             ..Default::default()
         };
         assert!(!format!("{stage:?}").contains("marked"));
-        let mount = csi::volume_capability::MountVolume { mount_flags: vec!["marked".to_owned()], ..Default::default() };
+        let mount =
+            csi::volume_capability::MountVolume { mount_flags: vec!["marked".to_owned()], ..Default::default() };
         let capability = csi::VolumeCapability {
             access_type: Some(csi::volume_capability::AccessType::Mount(mount)),
             access_mode: None,

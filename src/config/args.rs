@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn faults_of_the_command_line_and_the_environment_are_told_together() {
-        let Err(Ended::Faults(faults)) = read(&["coffer", "dev", "--listen", "tcp://x"], &["COFFER_STATE_DIRR", "HOME"])
+        let Err(Ended::Faults(faults)) =
+            read(&["coffer", "dev", "--listen", "tcp://x"], &["COFFER_STATE_DIRR", "HOME"])
         else {
             panic!("expected faults")
         };

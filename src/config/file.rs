@@ -125,7 +125,11 @@ impl FileConfig {
         let cluster_keys = providers.values().filter(|p| matches!(p, ProviderConfig::ClusterKey { .. })).count();
         match (cluster_keys, cluster_id) {
             (0, None) if !providers.is_empty() => {
-                top.fault("clusterId", "is missing, and no provider is a cluster key, which would bring it", &mut faults);
+                top.fault(
+                    "clusterId",
+                    "is missing, and no provider is a cluster key, which would bring it",
+                    &mut faults,
+                );
             }
             (2.., _) => top.fault("providers", "at most one can be of type cluster-key", &mut faults),
             _ => {}
@@ -314,6 +318,9 @@ mod tests {
         assert!(faults("providers: {}").contains("holds no provider"));
         assert!(faults("[1]").contains("expected keys and values"));
         assert!(faults("a: [").contains("not YAML"));
-        assert!(faults("providers: {a: {type: local, keyFile: k, insecureLocalKey: true}}").contains("clusterId: is missing"));
+        assert!(
+            faults("providers: {a: {type: local, keyFile: k, insecureLocalKey: true}}")
+                .contains("clusterId: is missing")
+        );
     }
 }

@@ -180,7 +180,8 @@ impl Controller {
         let info = self.expect(volume_id, deadline).await?;
         let overhead = Layout::of(&info.parameters).overhead_bytes();
         let now = self.node.pool.size(volume_id).await?;
-        let now = now.ok_or_else(|| Status::failed_precondition(format!("volume {volume_id} is not a local volume")))?;
+        let now =
+            now.ok_or_else(|| Status::failed_precondition(format!("volume {volume_id} is not a local volume")))?;
         let wanted = match range.limit {
             Some(limit) => rounded(range.required).min(limit - limit % 4096),
             None => rounded(range.required),
@@ -201,7 +202,12 @@ impl Controller {
         Ok(ControllerExpandVolumeResponse { capacity_bytes: signed(size - overhead), node_expansion_required: true })
     }
 
-    async fn list(&self, after: Option<VolumeId>, most: usize, deadline: Deadline) -> Result<ListVolumesResponse, Status> {
+    async fn list(
+        &self,
+        after: Option<VolumeId>,
+        most: usize,
+        deadline: Deadline,
+    ) -> Result<ListVolumesResponse, Status> {
         let page = self.node.keys.list(after.as_ref(), most, deadline).await?;
         let mut entries = Vec::new();
         for info in page.infos.iter().filter(|info| info.node.as_ref().is_none_or(|node| *node == self.node_id)) {

@@ -11,9 +11,7 @@ use crate::{
     proto::csi::{
         GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
         PluginCapability, ProbeRequest, ProbeResponse, identity_server,
-        plugin_capability::{
-            Service, Type, VolumeExpansion, service, volume_expansion,
-        },
+        plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion},
     },
     volume::VolumeId,
 };

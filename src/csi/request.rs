@@ -7,11 +7,7 @@ use std::{
 };
 
 use crate::{
-    node::{
-        Capability, Form, Use,
-        mount::Options,
-        source::Place,
-    },
+    node::{Capability, Form, Use, mount::Options, source::Place},
     proto::csi::{
         VolumeCapability,
         volume_capability::{AccessType, access_mode::Mode},
@@ -180,10 +176,9 @@ pub fn context(place: &Place) -> HashMap<String, String> {
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     match place {
         Place::Local => HashMap::from([pair(CONTEXT_SOURCE, SOURCE_LOCAL)]),
-        Place::Device(path) => HashMap::from([
-            pair(CONTEXT_SOURCE, CONTEXT_DEVICE),
-            pair(CONTEXT_DEVICE, &path.to_string_lossy()),
-        ]),
+        Place::Device(path) => {
+            HashMap::from([pair(CONTEXT_SOURCE, CONTEXT_DEVICE), pair(CONTEXT_DEVICE, &path.to_string_lossy())])
+        }
     }
 }
 
@@ -241,7 +236,9 @@ pub fn class(parameters: &HashMap<String, String>, capabilities: &[Capability]) 
     match value("encryption") {
         None | Some("luks2") => {}
         Some("none") => {
-            return Err(Invalid::new("parameter encryption: \"none\" needs a policy that allows it, and there is none"));
+            return Err(Invalid::new(
+                "parameter encryption: \"none\" needs a policy that allows it, and there is none",
+            ));
         }
         Some(other) => return Err(Invalid::new(format!("parameter encryption: {other:?} is not luks2"))),
     }
@@ -373,10 +370,10 @@ impl Range {
     /// A number is negative, or the limit is below what is required.
     pub fn parse(range: Option<&crate::proto::csi::CapacityRange>) -> Result<Self, Invalid> {
         let Some(range) = range else { return Ok(Self { required: 0, limit: None }) };
-        let bytes = |field: &str, bytes: i64| {
-            u64::try_from(bytes).map_err(|_| Invalid::new(format!("{field} is negative")))
-        };
-        let (required, limit) = (bytes("required_bytes", range.required_bytes)?, bytes("limit_bytes", range.limit_bytes)?);
+        let bytes =
+            |field: &str, bytes: i64| u64::try_from(bytes).map_err(|_| Invalid::new(format!("{field} is negative")));
+        let (required, limit) =
+            (bytes("required_bytes", range.required_bytes)?, bytes("limit_bytes", range.limit_bytes)?);
         if limit != 0 && limit < required {
             return Err(Invalid::new(format!("limit_bytes {limit} is below required_bytes {required}")));
         }
@@ -407,7 +404,9 @@ mod tests {
     fn paths_lead_straight_to_where_they_say() {
         let check = |text: &str| path("p", text).map(|path| path.display().to_string());
         assert_eq!(check("/a//b/"), Ok("/a/b".to_owned()));
-        for bad in ["", "a/b", "/", "//", "/a/../b", "/a/./b", "/..", "/a\0b", "/a\nb", &format!("/{}", "a".repeat(4095))] {
+        for bad in
+            ["", "a/b", "/", "//", "/a/../b", "/a/./b", "/..", "/a\0b", "/a\nb", &format!("/{}", "a".repeat(4095))]
+        {
             assert!(check(bad).is_err(), "{bad:?}");
         }
         assert!(check("/ünïcode/日本").is_ok());

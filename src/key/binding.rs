@@ -109,14 +109,22 @@ mod tests {
         assert_eq!(
             hex(&binding.aad()),
             [
-                "00000011", "636f666665722f76312f64656b2d616164", // coffer/v1/dek-aad
-                "00000010", "00000000000000000000000000000001", // the cluster
-                "00000005", "766f6c2d31", // vol-1
-                "00000004", "00000002", // the generation
-                "00000010", "00000000000000000000000000000003", // the LUKS UUID
-                "00000004", "00000001", // one entry
-                "00000004", "7465616d", // team
-                "00000004", "626c7565", // blue
+                "00000011",
+                "636f666665722f76312f64656b2d616164", // coffer/v1/dek-aad
+                "00000010",
+                "00000000000000000000000000000001", // the cluster
+                "00000005",
+                "766f6c2d31", // vol-1
+                "00000004",
+                "00000002", // the generation
+                "00000010",
+                "00000000000000000000000000000003", // the LUKS UUID
+                "00000004",
+                "00000001", // one entry
+                "00000004",
+                "7465616d", // team
+                "00000004",
+                "626c7565", // blue
             ]
             .concat()
         );
@@ -126,9 +134,6 @@ mod tests {
     fn moving_a_byte_between_fields_changes_the_encoding() {
         let encode = |a: &str, b: &str| Fields::new("l").field(a).field(b).bytes();
         assert_ne!(encode("ab", "c"), encode("a", "bc"));
-        assert_ne!(
-            Fields::new("l").optional(None::<&str>).bytes(),
-            Fields::new("l").optional(Some("")).bytes()
-        );
+        assert_ne!(Fields::new("l").optional(None::<&str>).bytes(), Fields::new("l").optional(Some("")).bytes());
     }
 }

@@ -3,11 +3,7 @@
 //! A new key is made, opened again and compared, and stored by create-only, before anything uses it. Whoever loses a
 //! race takes the winner's record. A change reads the record, checks its MAC, and swaps it for the next state.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use jiff::{Timestamp, Unit};
@@ -126,7 +122,10 @@ impl Embedded {
                     }
                 }
             }
-            (Provider::Kms(kms), StoredKey::Wrapped { mechanism: _, kek_id, nonce, wrapped_dek, wrapped_inner_key }) => {
+            (
+                Provider::Kms(kms),
+                StoredKey::Wrapped { mechanism: _, kek_id, nonce, wrapped_dek, wrapped_inner_key },
+            ) => {
                 let envelope = Envelope { kek_id, nonce, wrapped_dek, wrapped_inner_key };
                 envelope::unwrap(envelope, &binding, kms.as_ref(), deadline).await.map_err(|source| match source {
                     KmsFailure::NoSuchKek { .. } | KmsFailure::Mismatch => refused(source.into()),

@@ -70,8 +70,7 @@ pub async fn unwrap(
     deadline: Deadline,
 ) -> Result<Dek, KmsFailure> {
     let aad = binding.aad();
-    let wrapped =
-        Wrapped { kek_id: envelope.kek_id.to_owned(), bytes: envelope.wrapped_inner_key.as_bytes().to_vec() };
+    let wrapped = Wrapped { kek_id: envelope.kek_id.to_owned(), bytes: envelope.wrapped_inner_key.as_bytes().to_vec() };
     let inner_key = kms.unwrap(&wrapped, &aad, deadline).await?;
     let nonce = envelope.nonce.exactly().ok_or(KmsFailure::Mismatch)?;
     decrypt(inner_key.expose_secret(), &nonce, envelope.wrapped_dek.as_bytes(), &aad)

@@ -151,10 +151,10 @@ impl Guarded {
     }
 
     async fn destroy_as_caller(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure> {
-        if matches!(self.caller, Caller::Node(_)) {
-            if let Some(info) = self.inner.describe(volume_id, deadline).await? {
-                self.expect_owner(volume_id, info.node.as_deref())?;
-            }
+        if matches!(self.caller, Caller::Node(_))
+            && let Some(info) = self.inner.describe(volume_id, deadline).await?
+        {
+            self.expect_owner(volume_id, info.node.as_deref())?;
         }
         self.inner.destroy(volume_id, deadline).await
     }

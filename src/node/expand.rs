@@ -4,12 +4,7 @@ use std::path::Path;
 
 use crate::{
     exec::Deadline,
-    node::{
-        Node, NodeFailure, filesystem,
-        header::Layout,
-        luks, mounted_at, shows,
-        source::BlockSource,
-    },
+    node::{Node, NodeFailure, filesystem, header::Layout, luks, mounted_at, shows, source::BlockSource},
     volume::{Content, MapperName, VolumeId},
 };
 

@@ -116,7 +116,9 @@ impl Node {
         let torn_allowed = info.format_attempt > 0;
         let foreign = match header::examine(&head) {
             Found::Zeros => None,
-            Found::Unknown if torn_allowed && is_zero(&head[..START_BYTES]) && is_zero(&head[layout.header_bytes()..]) => {
+            Found::Unknown
+                if torn_allowed && is_zero(&head[..START_BYTES]) && is_zero(&head[layout.header_bytes()..]) =>
+            {
                 None
             }
             found => Some(found.to_string()),
@@ -124,20 +126,13 @@ impl Node {
         let foreign = foreign.or_else(|| (!is_zero(&tail)).then(|| "data in its last MiB".to_owned()));
         match foreign {
             None => Ok(head),
-            Some(found) => Err(NodeFailure::NotBlank {
-                volume_id: info.volume_id.clone(),
-                device: device.to_owned(),
-                found,
-            }),
+            Some(found) => {
+                Err(NodeFailure::NotBlank { volume_id: info.volume_id.clone(), device: device.to_owned(), found })
+            }
         }
     }
 
-    async fn write_header(
-        &self,
-        key: &VolumeKey,
-        device: &Path,
-        deadline: Deadline,
-    ) -> Result<Header, NodeFailure> {
+    async fn write_header(&self, key: &VolumeKey, device: &Path, deadline: Deadline) -> Result<Header, NodeFailure> {
         let (info, dek) = (&key.info, &key.dek);
         tracing::info!(volume_id = %info.volume_id, luks_uuid = %info.luks_uuid, "writing a LUKS header");
         let made = luks::format(self.exec.as_ref(), device, info.luks_uuid, &info.parameters, dek, deadline).await;
@@ -151,7 +146,10 @@ impl Node {
         // What cryptsetup made is held to the same list as what is read back.
         let header = Header::adopt(&made, info.luks_uuid, &info.parameters, dek).map_err(refused)?;
         let write = |offset: usize, bytes: Vec<u8>| async move {
-            self.blocks.write(device, offset as u64, &bytes).await.map_err(NodeFailure::io("write the header to", device))
+            self.blocks
+                .write(device, offset as u64, &bytes)
+                .await
+                .map_err(NodeFailure::io("write the header to", device))
         };
         write(0, vec![0; START_BYTES]).await?;
         write(START_BYTES, header.bytes()[START_BYTES..].to_vec()).await?;

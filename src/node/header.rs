@@ -263,7 +263,7 @@ fn metadata(header: &[u8], luks_uuid: Uuid, parameters: &Parameters) -> Result<(
     }
     let json = text(&first[BINARY_BYTES..]);
     let metadata: Metadata = serde_json::from_str(&json).map_err(|error| HeaderFault::Metadata(error.to_string()))?;
-    metadata.check(parameters).or_else(|finding| refuse(finding))
+    metadata.check(parameters).or_else(refuse)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -473,8 +473,7 @@ mod tests {
     #[test]
     fn three_keyslots_fit_into_the_header_and_the_mark_lies_behind_it() {
         for (integrity, key_bytes) in [(Integrity::None, 64), (Integrity::HmacSha256, 96)] {
-            let parameters =
-                Parameters { integrity, ..Parameters::of(crate::volume::Content::Block) };
+            let parameters = Parameters { integrity, ..Parameters::of(crate::volume::Content::Block) };
             let layout = Layout::of(&parameters);
             let keyslot = (key_bytes * 4000_usize).next_multiple_of(4096);
             assert!(3 * keyslot <= layout.keyslots_bytes, "{integrity}");

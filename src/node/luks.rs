@@ -88,24 +88,35 @@ pub async fn format(
     Ok(header)
 }
 
-/// Opens a mapping of a device with a verified header, and returns its path.
+/// A mapping to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Open<'a> {
+    /// The device that holds the encrypted sectors.
+    pub device: &'a Path,
+    /// What the mapping is called.
+    pub mapper: &'a MapperName,
+    /// Whether it may be written to.
+    pub access: Access,
+    /// Whether freed blocks are given back to the device.
+    pub discard: Discard,
+}
+
+/// Opens a mapping with a verified header, and returns its path.
 ///
 /// # Errors
 /// The DEK does not open the header, the mapping exists already, or cryptsetup fails.
 pub async fn open(
     exec: &dyn Exec,
-    device: &Path,
+    open: Open<'_>,
     header: &Header,
-    parameters: &Parameters,
-    access: Access,
-    mapper: &MapperName,
     dek: &Dek,
     deadline: Deadline,
 ) -> Result<PathBuf, LuksFailure> {
+    let Open { device, mapper, access, discard } = open;
     let memory = Memory::sealed(header.bytes())?;
     let program = |speed: &[&str]| {
         let mut program = Program::new(CRYPTSETUP).args(["open", "--type", "luks2"]).args(speed);
-        if parameters.discard == Discard::On {
+        if discard == Discard::On {
             program = program.arg("--allow-discards");
         }
         if access == Access::ReadOnly {

@@ -2,8 +2,7 @@
 
 use std::{
     ffi::CString,
-    fs,
-    io,
+    fs, io,
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
 };
@@ -66,7 +65,16 @@ impl Options {
         for option in texts.into_iter().flat_map(|text| text.split(',')).filter(|option| !option.is_empty()) {
             let forbidden = matches!(
                 option,
-                "bind" | "rbind" | "move" | "remount" | "loop" | "shared" | "rshared" | "private" | "slave" | "unbindable"
+                "bind"
+                    | "rbind"
+                    | "move"
+                    | "remount"
+                    | "loop"
+                    | "shared"
+                    | "rshared"
+                    | "private"
+                    | "slave"
+                    | "unbindable"
             ) || option.starts_with("loop=");
             if forbidden || option.chars().any(char::is_control) {
                 return Err(ForbiddenOption(option.to_owned()));
@@ -266,7 +274,8 @@ mod tests {
 
     #[test]
     fn a_line_of_mountinfo_is_read_with_its_escapes() {
-        let line = r"36 35 253:2 / /var/a\040b\134c rw,noatime shared:1 - ext4 /dev/mapper/coffer-1 ro,errors=remount-ro";
+        let line =
+            r"36 35 253:2 / /var/a\040b\134c rw,noatime shared:1 - ext4 /dev/mapper/coffer-1 ro,errors=remount-ro";
         assert_eq!(
             parse(line),
             Some(Mount {

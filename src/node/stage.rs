@@ -23,12 +23,12 @@ use crate::{
         filesystem, group,
         header::{Header, HeaderFault, Layout},
         luks::{self, LuksFailure},
-        mount::{Access, Options},
+        mount::Access,
         mounted_at, shows,
         source::Place,
         target::{Kind, Target},
     },
-    volume::{Content, FsType, Integrity, MapperName, Parameters, VolumeId},
+    volume::{Content, FsType, Integrity, MapperName, VolumeId},
 };
 
 /// A volume to stage.
@@ -82,8 +82,7 @@ impl Node {
         };
         // The mapping holds the device now, and nobody needs the key.
         drop((key, attached));
-        let (Content::Filesystem(fs_type), Form::Filesystem { options, group, .. }) =
-            (content, &stage.capability.form)
+        let (Content::Filesystem(fs_type), Form::Filesystem { options, group, .. }) = (content, &stage.capability.form)
         else {
             return Ok(());
         };
@@ -91,7 +90,12 @@ impl Node {
         if stage.capability.access == Use::Read {
             options.read_only();
         }
-        self.mount(volume_id, &device, &target.path, fs_type, options, &parameters, deadline).await?;
+        if let Some(word) = filesystem::discard_option(&parameters) {
+            options.add(word);
+        }
+        self.repair(volume_id, &device, fs_type, deadline).await?;
+        let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: target.path.clone(), source };
+        self.mounts.mount(&device, &target.path, fs_type, &options).await.map_err(failed)?;
         match group {
             Some(group) => {
                 let given = group::give(&target.path, *group).await;
@@ -147,10 +151,10 @@ impl Node {
         access: Access,
         deadline: Deadline,
     ) -> Result<PathBuf, NodeFailure> {
-        let (volume_id, parameters) = (&key.info.volume_id, &key.info.parameters);
-        let mapper = MapperName::of(volume_id);
-        let opened =
-            luks::open(self.exec.as_ref(), device, header, parameters, access, &mapper, &key.dek, deadline).await;
+        let volume_id = &key.info.volume_id;
+        let (mapper, discard) = (MapperName::of(volume_id), key.info.parameters.discard);
+        let open = luks::Open { device, mapper: &mapper, access, discard };
+        let opened = luks::open(self.exec.as_ref(), open, header, &key.dek, deadline).await;
         opened.map_err(|source| match source {
             LuksFailure::Busy(mapper) => {
                 NodeFailure::InUse { volume_id: volume_id.clone(), what: format!("through /dev/mapper/{mapper}") }
@@ -160,12 +164,7 @@ impl Node {
     }
 
     /// Whether the volume is staged as asked. A mount of something else, or in another way, is an error.
-    async fn is_staged(
-        &self,
-        stage: &Stage,
-        path: &Path,
-        mapping: Option<&Mapping>,
-    ) -> Result<bool, NodeFailure> {
+    async fn is_staged(&self, stage: &Stage, path: &Path, mapping: Option<&Mapping>) -> Result<bool, NodeFailure> {
         let mounts = self.mounts().await?;
         let Some(mount) = mounted_at(&mounts, path) else { return Ok(false) };
         let incompatible =
@@ -211,29 +210,22 @@ impl Node {
         Ok(None)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one caller, and each is another thing")]
-    async fn mount(
+    /// Repairs a file system whose superblock asks for it.
+    async fn repair(
         &self,
         volume_id: &VolumeId,
         device: &Path,
-        path: &Path,
         fs_type: FsType,
-        mut options: Options,
-        parameters: &Parameters,
         deadline: Deadline,
     ) -> Result<(), NodeFailure> {
         let start = self.blocks.read(device, 0, filesystem::SUPERBLOCK_BYTES).await;
         let start = start.map_err(NodeFailure::io("read the superblock of", device))?;
-        if filesystem::wants_repair(fs_type, &start) {
-            tracing::warn!(%volume_id, "the superblock notes errors: repairing before the mount");
-            let repaired = filesystem::repair(self.exec.as_ref(), device, deadline).await;
-            repaired.map_err(NodeFailure::filesystem("repair the file system", volume_id))?;
+        if !filesystem::wants_repair(fs_type, &start) {
+            return Ok(());
         }
-        if let Some(word) = filesystem::discard_option(parameters) {
-            options.add(word);
-        }
-        let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: path.to_owned(), source };
-        self.mounts.mount(device, path, fs_type, &options).await.map_err(failed)
+        tracing::warn!(%volume_id, "the superblock notes errors: repairing before the mount");
+        let repaired = filesystem::repair(self.exec.as_ref(), device, deadline).await;
+        repaired.map_err(NodeFailure::filesystem("repair the file system", volume_id))
     }
 }
 

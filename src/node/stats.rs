@@ -4,9 +4,9 @@ use std::path::Path;
 
 use crate::{
     node::{
-        Node, NodeFailure,
+        Node, NodeFailure, is_node_of,
         mount::{Access, Usage},
-        is_node_of, mounted_at, shows,
+        mounted_at, shows,
     },
     volume::VolumeId,
 };
@@ -50,7 +50,9 @@ impl Node {
         let mounts = self.mounts().await?;
         let mount = mounted_at(&mounts, &path).filter(|mount| shows(mount, &mapping)).ok_or_else(not_there)?;
         let condition = if mapping.backing.is_empty() {
-            Condition::Abnormal("the device below the volume is gone: stop its pods, bring the device back and restart them")
+            Condition::Abnormal(
+                "the device below the volume is gone: stop its pods, bring the device back and restart them",
+            )
         } else if mount.super_access == Access::ReadOnly && mount.access == Access::ReadWrite {
             Condition::Abnormal("the file system became read-only after an error: look at the kernel log and the disk")
         } else {

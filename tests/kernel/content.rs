@@ -3,7 +3,10 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use coffer::proto::csi::{VolumeCapability, volume_capability::{MountVolume, access_mode::Mode}};
+use coffer::proto::csi::{
+    VolumeCapability,
+    volume_capability::{MountVolume, access_mode::Mode},
+};
 use libtest_mimic::Trial;
 use testbed::csi::{block, filesystem, mount, new_volume};
 use tonic::Code;
@@ -94,7 +97,8 @@ async fn raw_block(bed: Bed) -> Result<()> {
     csi.stage(&volume, &staged, reader.clone()).await?;
     csi.publish(&volume, &staged, &target, reader).await?;
     ensure!(fs::read(&target)?.starts_with(b"Linux version"), "the text is gone");
-    let written = run("dd", &["if=/dev/zero", &format!("of={}", target.display()), "bs=4096", "count=1", "oflag=direct"]);
+    let written =
+        run("dd", &["if=/dev/zero", &format!("of={}", target.display()), "bs=4096", "count=1", "oflag=direct"]);
     ensure!(written.is_err() && fs::read(&target)?.starts_with(b"Linux version"), "a reader may write");
     csi.unpublish(&volume.volume_id, &target).await?;
     Ok(csi.unstage(&volume.volume_id, &staged).await?)
@@ -221,8 +225,10 @@ async fn header(bed: Bed) -> Result<()> {
     for slot in ["second", "third"] {
         let new = bed.path(slot);
         fs::write(&new, slot)?;
-        let words = ["luksAddKey", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file"];
-        let words: Vec<_> = words.into_iter().chain([keys.as_str(), copy.as_str(), new.to_str().unwrap_or("")]).collect();
+        let words =
+            ["luksAddKey", "--batch-mode", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file"];
+        let words: Vec<_> =
+            words.into_iter().chain([keys.as_str(), copy.as_str(), new.to_str().unwrap_or("")]).collect();
         run("cryptsetup", &words)?;
     }
     Ok(())
@@ -259,7 +265,11 @@ async fn repaired(bed: Bed) -> Result<()> {
     // The kernel notes an error in the superblock when it is told of one.
     let [mapping] = &mappings()[..] else { anyhow::bail!("{:?}", mappings()) };
     let name = fs::canonicalize(format!("/dev/mapper/{mapping}"))?;
-    let name = if name.starts_with("/dev/mapper") { device_name(mapping)? } else { name.file_name().context("a name")?.to_string_lossy().into_owned() };
+    let name = if name.starts_with("/dev/mapper") {
+        device_name(mapping)?
+    } else {
+        name.file_name().context("a name")?.to_string_lossy().into_owned()
+    };
     fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "a test")?;
     let stats = csi.stats(&volume.volume_id, &staged).await?;
     let _ = stats;

@@ -23,8 +23,12 @@ pub(crate) fn trials() -> Vec<Trial> {
     // Natively nothing may stand in the way of the machine's own programs.
     if std::env::var_os("TESTBED_GUEST").is_some() {
         trials.extend([
-            trial("killed_before_the_header_is_made", |bed| first_stage(bed, "cryptsetup", Some("luksFormat"), When::Before)),
-            trial("killed_after_the_header_is_made", |bed| first_stage(bed, "cryptsetup", Some("luksFormat"), When::After)),
+            trial("killed_before_the_header_is_made", |bed| {
+                first_stage(bed, "cryptsetup", Some("luksFormat"), When::Before)
+            }),
+            trial("killed_after_the_header_is_made", |bed| {
+                first_stage(bed, "cryptsetup", Some("luksFormat"), When::After)
+            }),
             trial("killed_before_the_first_open", |bed| first_stage(bed, "cryptsetup", Some("open"), When::Before)),
             trial("killed_after_the_first_open", |bed| first_stage(bed, "cryptsetup", Some("open"), When::After)),
             trial("killed_before_mkfs", |bed| first_stage(bed, "mkfs.ext4", None, When::Before)),
@@ -201,7 +205,8 @@ async fn deadline(bed: Bed) -> Result<()> {
     let (csi, staged) = (&bed.driver.csi, bed.path("staged"));
     let volume = csi.create_filesystem("hangs", 32 * MIB, "ext4").await?;
     let pause = Pause::at("mkfs.ext4", None, When::Before)?;
-    let mut request = tonic::Request::new(testbed::csi::stage(&volume, &staged, filesystem("", Mode::SingleNodeWriter)));
+    let mut request =
+        tonic::Request::new(testbed::csi::stage(&volume, &staged, filesystem("", Mode::SingleNodeWriter)));
     request.set_timeout(Duration::from_secs(5));
     let answer = csi.node.clone().node_stage_volume(request).await;
     // The client's own clock may be first to say so.

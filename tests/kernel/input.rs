@@ -4,8 +4,9 @@ use std::{collections::HashMap, fs, os::unix::fs::symlink};
 
 use anyhow::{Result, ensure};
 use coffer::proto::csi::{
-    CapacityRange, ListVolumesRequest, NodeExpandVolumeRequest, ProbeRequest, Topology, TopologyRequirement, VolumeCapability,
-    VolumeContentSource, volume_capability::{AccessMode, MountVolume, access_mode::Mode},
+    CapacityRange, ListVolumesRequest, NodeExpandVolumeRequest, ProbeRequest, Topology, TopologyRequirement,
+    VolumeCapability, VolumeContentSource,
+    volume_capability::{AccessMode, MountVolume, access_mode::Mode},
 };
 use libtest_mimic::Trial;
 use testbed::csi::{filesystem, mount, new_volume, publish, stage};
@@ -56,15 +57,31 @@ async fn fields(bed: Bed) -> Result<()> {
 
     let good = stage(&volume, &staged, writer());
     let mut stages = Vec::new();
-    stages.extend(bad_ids.map(|id| { let mut bad = good.clone(); bad.volume_id = id.to_owned(); bad }));
-    stages.extend(bad_paths.map(|path| { let mut bad = good.clone(); bad.staging_target_path = path.to_owned(); bad }));
-    stages.extend(bad_capabilities.clone().map(|capability| { let mut bad = good.clone(); bad.volume_capability = capability; bad }));
+    stages.extend(bad_ids.map(|id| {
+        let mut bad = good.clone();
+        bad.volume_id = id.to_owned();
+        bad
+    }));
+    stages.extend(bad_paths.map(|path| {
+        let mut bad = good.clone();
+        bad.staging_target_path = path.to_owned();
+        bad
+    }));
+    stages.extend(bad_capabilities.clone().map(|capability| {
+        let mut bad = good.clone();
+        bad.volume_capability = capability;
+        bad
+    }));
     for (key, value) in [("source", "remote"), ("sauce", "local"), ("device", "relative"), ("source", "device")] {
         let mut bad = good.clone();
         bad.volume_context = HashMap::from([(key.to_owned(), value.to_owned())]);
         stages.push(bad);
     }
-    stages.push({ let mut bad = good.clone(); bad.secrets = secrets.clone(); bad });
+    stages.push({
+        let mut bad = good.clone();
+        bad.secrets = secrets.clone();
+        bad
+    });
     for bad in stages {
         expect_status(csi.node.clone().node_stage_volume(bad).await, invalid, &[])?;
         asked += 1;
@@ -72,11 +89,31 @@ async fn fields(bed: Bed) -> Result<()> {
 
     let good = publish(&volume, &staged, &target, writer());
     let mut publishes = Vec::new();
-    publishes.extend(bad_ids.map(|id| { let mut bad = good.clone(); bad.volume_id = id.to_owned(); bad }));
-    publishes.extend(bad_paths.map(|path| { let mut bad = good.clone(); bad.target_path = path.to_owned(); bad }));
-    publishes.extend(bad_paths.map(|path| { let mut bad = good.clone(); bad.staging_target_path = path.to_owned(); bad }));
-    publishes.extend(bad_capabilities.clone().map(|capability| { let mut bad = good.clone(); bad.volume_capability = capability; bad }));
-    publishes.push({ let mut bad = good.clone(); bad.secrets = secrets.clone(); bad });
+    publishes.extend(bad_ids.map(|id| {
+        let mut bad = good.clone();
+        bad.volume_id = id.to_owned();
+        bad
+    }));
+    publishes.extend(bad_paths.map(|path| {
+        let mut bad = good.clone();
+        bad.target_path = path.to_owned();
+        bad
+    }));
+    publishes.extend(bad_paths.map(|path| {
+        let mut bad = good.clone();
+        bad.staging_target_path = path.to_owned();
+        bad
+    }));
+    publishes.extend(bad_capabilities.clone().map(|capability| {
+        let mut bad = good.clone();
+        bad.volume_capability = capability;
+        bad
+    }));
+    publishes.push({
+        let mut bad = good.clone();
+        bad.secrets = secrets.clone();
+        bad
+    });
     for bad in publishes {
         expect_status(csi.node.clone().node_publish_volume(bad).await, invalid, &[])?;
         asked += 1;
@@ -113,13 +150,41 @@ async fn fields(bed: Bed) -> Result<()> {
 
     let good = new_volume("bad", 16 * MIB, writer());
     let mut creates = Vec::new();
-    creates.extend(["", "a\0b", &"x".repeat(129)].map(|name| { let mut bad = good.clone(); bad.name = name.to_owned(); bad }));
-    creates.extend([range(-1, 0), range(0, -1), range(10, 5)].map(|range| { let mut bad = good.clone(); bad.capacity_range = range; bad }));
-    creates.extend(bad_capabilities.into_iter().flatten().map(|capability| { let mut bad = good.clone(); bad.volume_capabilities = vec![capability]; bad }));
-    creates.push({ let mut bad = good.clone(); bad.volume_capabilities.clear(); bad });
-    creates.push({ let mut bad = good.clone(); bad.secrets = secrets; bad });
-    creates.push({ let mut bad = good.clone(); bad.volume_content_source = Some(VolumeContentSource::default()); bad });
-    creates.push({ let mut bad = good.clone(); bad.mutable_parameters.insert("a".to_owned(), "b".to_owned()); bad });
+    creates.extend(["", "a\0b", &"x".repeat(129)].map(|name| {
+        let mut bad = good.clone();
+        bad.name = name.to_owned();
+        bad
+    }));
+    creates.extend([range(-1, 0), range(0, -1), range(10, 5)].map(|range| {
+        let mut bad = good.clone();
+        bad.capacity_range = range;
+        bad
+    }));
+    creates.extend(bad_capabilities.into_iter().flatten().map(|capability| {
+        let mut bad = good.clone();
+        bad.volume_capabilities = vec![capability];
+        bad
+    }));
+    creates.push({
+        let mut bad = good.clone();
+        bad.volume_capabilities.clear();
+        bad
+    });
+    creates.push({
+        let mut bad = good.clone();
+        bad.secrets = secrets;
+        bad
+    });
+    creates.push({
+        let mut bad = good.clone();
+        bad.volume_content_source = Some(VolumeContentSource::default());
+        bad
+    });
+    creates.push({
+        let mut bad = good.clone();
+        bad.mutable_parameters.insert("a".to_owned(), "b".to_owned());
+        bad
+    });
     for bad in creates {
         expect_status(csi.create(bad).await, invalid, &[])?;
         asked += 1;
@@ -173,7 +238,11 @@ async fn targets(bed: Bed) -> Result<()> {
     let other = bed.path("other");
     fs::create_dir(&other)?;
     crate::run("mount", &["-t", "tmpfs", "tmpfs", &other.display().to_string()])?;
-    expect_status(csi.publish(&volume, &staged, &other, writer()).await, Code::FailedPrecondition, &["something else"])?;
+    expect_status(
+        csi.publish(&volume, &staged, &other, writer()).await,
+        Code::FailedPrecondition,
+        &["something else"],
+    )?;
     expect_status(csi.unpublish(&volume.volume_id, &other).await, Code::FailedPrecondition, &["something else"])?;
     crate::run("umount", &[&other.display().to_string()])?;
     Ok(csi.unstage(&volume.volume_id, &staged).await?)

@@ -3,6 +3,8 @@
 //! Where this machine has device-mapper, and root, everything runs natively. Elsewhere this program runs itself again
 //! in a guest kernel. Power cuts always take a guest.
 
+#![allow(clippy::print_stdout, reason = "a test program without a harness tells its results itself")]
+
 mod concurrency;
 mod content;
 mod crash;
@@ -32,7 +34,14 @@ fn main() -> ExitCode {
     // One kernel, and in a guest one processor: tests that wait for each other's programs only look slow.
     arguments.test_threads = Some(1);
     let inside = guest::has_device_mapper();
-    let on_kernel = [content::trials(), refusal::trials(), concurrency::trials(), crash::trials(), input::trials(), sanity::trials()];
+    let on_kernel = [
+        content::trials(),
+        refusal::trials(),
+        concurrency::trials(),
+        crash::trials(),
+        input::trials(),
+        sanity::trials(),
+    ];
     let on_kernel: Vec<_> = on_kernel.into_iter().flatten().collect();
     if inside || arguments.list {
         let power = if std::env::var_os("TESTBED_GUEST").is_some() { Vec::new() } else { power::trials() };
@@ -94,7 +103,8 @@ impl Drop for Bed {
         self.driver.kill();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = self.state.path().display().to_string();
-        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|target| target.starts_with(&own));
+        let targets =
+            mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|target| target.starts_with(&own));
         for target in targets.collect::<Vec<_>>().into_iter().rev() {
             let _ = std::process::Command::new("umount").arg(target).output();
         }
@@ -120,7 +130,8 @@ fn loops() -> usize {
 
 /// Runs a program of the system and returns what it wrote.
 fn run(program: &str, words: &[&str]) -> Result<String> {
-    let output = std::process::Command::new(program).args(words).output().with_context(|| format!("start {program}"))?;
+    let output =
+        std::process::Command::new(program).args(words).output().with_context(|| format!("start {program}"))?;
     anyhow::ensure!(
         output.status.success(),
         "{program} {}: {}",

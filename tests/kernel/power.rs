@@ -34,7 +34,10 @@ fn power(name: &'static str, steps: &'static [&'static str]) -> Trial {
         for step in steps.iter().chain(&["last"]) {
             let mut guest = disk.boot(&[program.clone(), format!("--power-step={step}")])?;
             if step.starts_with("cut-") {
-                guest.wait_for(STOPPED, TIME).with_context(|| (*step).to_owned()).map_err(|error| format!("{error:?}"))?;
+                guest
+                    .wait_for(STOPPED, TIME)
+                    .with_context(|| (*step).to_owned())
+                    .map_err(|error| format!("{error:?}"))?;
                 guest.cut_power();
             } else {
                 let status = guest.finish(TIME).map_err(|error| format!("{step}: {error:?}"))?;

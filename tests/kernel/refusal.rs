@@ -1,14 +1,14 @@
 //! A device that does not hold what its record says is refused, and not one byte of it changes.
 
-use std::{
-    fs,
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{fs, os::unix::fs::FileExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use coffer::{
-    key::{cluster::ClusterKeys, derive, record::{Record, State, StoredKey}},
+    key::{
+        cluster::ClusterKeys,
+        derive,
+        record::{Record, State, StoredKey},
+    },
     proto::csi::Volume,
     secret::Dek,
 };
@@ -77,7 +77,8 @@ async fn other_bytes(bed: Bed) -> Result<()> {
     fs::write(&file, vec![0; length])?;
     refused(&bed, &volume, &[id, "nothing but zeros", "put its bytes back"]).await?;
 
-    let noise: Vec<u8> = (0..length).map(|at| (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7]).collect();
+    let noise: Vec<u8> =
+        (0..length).map(|at| (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7]).collect();
     fs::write(&file, noise)?;
     refused(&bed, &volume, &[id, "bytes that are no LUKS header"]).await?;
 

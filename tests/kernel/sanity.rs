@@ -13,8 +13,19 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// What a spec that is skipped may name: capabilities that the driver does not advertise.
 const NOT_ADVERTISED: &[&str] = &[
-    "Snapshot", "snapshot", "GroupController", "ControllerGetVolume", "ControllerPublishVolume",
-    "ControllerUnpublishVolume", "volume lifecycle", "volume from an existing source", "volume source", "volume attribute class", "ControllerModify", "ModifyVolume", "GET_VOLUME",
+    "Snapshot",
+    "snapshot",
+    "GroupController",
+    "ControllerGetVolume",
+    "ControllerPublishVolume",
+    "ControllerUnpublishVolume",
+    "volume lifecycle",
+    "volume from an existing source",
+    "volume source",
+    "volume attribute class",
+    "ControllerModify",
+    "ModifyVolume",
+    "GET_VOLUME",
 ];
 
 async fn sanity(bed: Bed) -> Result<()> {

@@ -73,8 +73,7 @@ impl Filesystem {
 
     fn lock(&self) -> Result<File, StoreFailure> {
         let folder = File::open(&self.folder).map_err(failure("open", &self.folder))?;
-        flock(&folder, FlockOperation::LockExclusive)
-            .map_err(|errno| failure("lock", &self.folder)(errno.into()))?;
+        flock(&folder, FlockOperation::LockExclusive).map_err(|errno| failure("lock", &self.folder)(errno.into()))?;
         Ok(folder)
     }
 

@@ -80,7 +80,12 @@ pub fn stage(volume: &Volume, path: &Path, capability: VolumeCapability) -> Node
 
 /// A request to publish a volume.
 #[must_use]
-pub fn publish(volume: &Volume, staged: &Path, target: &Path, capability: VolumeCapability) -> NodePublishVolumeRequest {
+pub fn publish(
+    volume: &Volume,
+    staged: &Path,
+    target: &Path,
+    capability: VolumeCapability,
+) -> NodePublishVolumeRequest {
     NodePublishVolumeRequest {
         volume_id: volume.volume_id.clone(),
         staging_target_path: text(staged),
@@ -155,8 +160,7 @@ impl Csi {
     /// # Errors
     /// What the driver answers.
     pub async fn unstage(&self, volume_id: &str, path: &Path) -> Result<(), Status> {
-        let request =
-            NodeUnstageVolumeRequest { volume_id: volume_id.to_owned(), staging_target_path: text(path) };
+        let request = NodeUnstageVolumeRequest { volume_id: volume_id.to_owned(), staging_target_path: text(path) };
         self.node.clone().node_unstage_volume(request).await.map(drop)
     }
 

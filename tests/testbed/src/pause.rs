@@ -43,7 +43,10 @@ impl Pause {
             When::Before => format!("{stop}; exec {real} \"$@\""),
             When::After => format!("{real} \"$@\"; status=$?; {stop}; exit $status"),
         };
-        fs::write(&script, format!("#!/bin/sh\nif {applies} && [ ! -e {state}/reached ]; then {body}; fi\nexec {real} \"$@\"\n"))?;
+        fs::write(
+            &script,
+            format!("#!/bin/sh\nif {applies} && [ ! -e {state}/reached ]; then {body}; fi\nexec {real} \"$@\"\n"),
+        )?;
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
         Ok(Self { script, folder })
     }

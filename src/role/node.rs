@@ -1,0 +1,124 @@
+//! `coffer node`: the driver of a node.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::{Context, Result};
+use coffer::{
+    config::{Faults, args::Node as NodeArgs},
+    csi::{
+        Gate,
+        identity::{Identity, Services},
+        node::Node as NodeService,
+    },
+    exec::{System, Udev},
+    key::service::KeyService,
+    keyservice::client::{Address, Remote},
+    node::{Node, block::LinuxBlocks, mount::LinuxMounts, source::local::Local},
+    proto::csi::{identity_server::IdentityServer, node_server::NodeServer},
+    server::{
+        tls::{ClientTls, Files},
+        told_to_end,
+    },
+};
+#[cfg(feature = "controller")]
+use coffer::{csi::controller::Controller, proto::csi::controller_server::ControllerServer};
+use rustls::pki_types::ServerName;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{service::Routes, transport::Server};
+
+use crate::role::listen;
+
+/// `coffer node`: the driver, with keys from a key service.
+pub(crate) async fn node(args: NodeArgs) -> Result<()> {
+    let node_id = node_id(args.node_id.clone())?;
+    let keys = Arc::new(Remote::at(address(&args)?));
+    #[cfg(feature = "controller")]
+    let services = if args.provision_local { Services::NodeAndController } else { Services::Node };
+    #[cfg(not(feature = "controller"))]
+    let services = Services::Node;
+    driver(&args.listen, node_id, &args.pool_dir, keys, services).await
+}
+
+/// Serves CSI until told to end.
+pub(super) async fn driver(
+    socket: &Path,
+    node_id: String,
+    pool: &Path,
+    keys: Arc<dyn KeyService>,
+    services: Services,
+) -> Result<()> {
+    let blocks = Arc::new(LinuxBlocks);
+    let node = Arc::new(Node {
+        exec: Arc::new(System::new(Udev::detect())),
+        mounts: Arc::new(LinuxMounts),
+        blocks: blocks.clone(),
+        keys: keys.clone(),
+        pool: Local::open(pool, blocks)?,
+    });
+    let gate = Gate::default();
+    let routes = Routes::new(IdentityServer::new(Identity::new(services, keys)))
+        .add_service(NodeServer::new(NodeService::new(node.clone(), node_id.clone(), gate.clone())));
+    #[cfg(feature = "controller")]
+    let routes = match services {
+        Services::Node => routes,
+        Services::NodeAndController => {
+            routes.add_service(ControllerServer::new(Controller::new(node, node_id.clone(), gate.clone())))
+        }
+    };
+    let listener = listen(socket)?;
+    tracing::info!(socket = %socket.display(), node_id, "serving CSI");
+    let end = CancellationToken::new();
+    let stop = end.clone();
+    let server = Server::builder()
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move { stop.cancelled().await });
+    let told = async {
+        told_to_end().await?;
+        tracing::info!("ending: what runs is finished, and new calls are refused");
+        gate.close().await;
+        end.cancel();
+        anyhow::Ok(())
+    };
+    let (served, told) = tokio::join!(server, told);
+    // The socket of a driver that has ended leads nowhere.
+    let _ = std::fs::remove_file(socket);
+    told?;
+    served.context("serve CSI")
+}
+
+/// The name of this node: the one given, or the host's.
+pub(super) fn node_id(given: Option<String>) -> Result<String, Faults> {
+    let id = given.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+    // CSI specification, NodeGetInfo: at most 256 bytes; as a topology value, what Kubernetes allows in a label.
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if id.is_empty() || id.len() > 63 || !id.chars().all(allowed) {
+        return Err(Faults::one(format!("--node-id: {id:?} is not 1 to 63 letters, digits, '-', '_' or '.'")));
+    }
+    Ok(id)
+}
+
+fn address(args: &NodeArgs) -> Result<Address, Faults> {
+    let fault = |what: String| Err(Faults::one(format!("--key-service: {what}")));
+    let tls = [&args.tls_certificate, &args.tls_private_key, &args.tls_authority];
+    if let Some(path) = args.key_service.strip_prefix("unix://") {
+        if tls.iter().any(|file| file.is_some()) {
+            return fault("a unix socket has no TLS; take the --tls flags out".to_owned());
+        }
+        return Ok(Address::Unix(path.into()));
+    }
+    let Some(authority) = args.key_service.strip_prefix("https://") else {
+        return fault(format!("{:?} is not unix://PATH or https://HOST:PORT", args.key_service));
+    };
+    let host = authority.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']'].as_slice()));
+    let Some(Ok(name)) = host.map(|host| ServerName::try_from(host.to_owned())) else {
+        return fault(format!("{authority:?} is not HOST:PORT"));
+    };
+    let [Some(certificate), Some(private_key), Some(ca)] = tls.map(Clone::clone) else {
+        return fault("https needs --tls-certificate, --tls-private-key and --tls-authority".to_owned());
+    };
+    match ClientTls::client(Files { certificate, private_key, authority: ca }) {
+        Ok(tls) => Ok(Address::Tls { authority: authority.to_owned(), name, tls: Arc::new(tls) }),
+        Err(error) => fault(error.to_string()),
+    }
+}
