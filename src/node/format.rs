@@ -21,7 +21,10 @@ use crate::{
     key::service::{Attempt, VolumeKey},
     node::{
         Node, NodeFailure, filesystem,
-        header::{self, BLANK_HEAD_BYTES, BLANK_TAIL_BYTES, Found, Header, HeaderFault, Layout},
+        header::{
+            self, Header, HeaderFault, Layout,
+            found::{BLANK_HEAD_BYTES, BLANK_TAIL_BYTES, Found, examine},
+        },
         luks::{self, LuksFailure},
         mount::Access,
     },
@@ -114,7 +117,7 @@ impl Node {
         let tail = read(bytes - BLANK_TAIL_BYTES.min(bytes), BLANK_TAIL_BYTES.min(bytes)).await?;
         // What a power cut leaves of a header that was being written lies between its first 4 KiB and its end.
         let torn_allowed = info.format_attempt > 0;
-        let foreign = match header::examine(&head) {
+        let foreign = match examine(&head) {
             Found::Zeros => None,
             Found::Unknown
                 if torn_allowed && is_zero(&head[..START_BYTES]) && is_zero(&head[layout.header_bytes()..]) =>

@@ -1,0 +1,224 @@
+//! The metadata of a LUKS2 header, held against a list of what Coffer writes: one segment, one to three keyslots, one
+//! digest, no tokens. What is not on the list is refused, be it harmless or not (CVE-2025-59054, CVE-2025-58356: a
+//! header with an empty cipher that any key opens).
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::{
+    node::header::{ITERATIONS, Layout, METADATA_BYTES},
+    volume::{Cipher, Integrity, Parameters},
+};
+
+/// Bytes of a copy before its JSON area.
+const BINARY_BYTES: usize = 4096;
+pub(super) const FIRST_MAGIC: &[u8] = b"LUKS\xba\xbe";
+pub(super) const SECOND_MAGIC: &[u8] = b"SKUL\xba\xbe";
+
+/// Checks both copies of the metadata against what Coffer writes. What is not on the list is refused.
+pub(super) fn check(header: &[u8], luks_uuid: Uuid, parameters: &Parameters) -> Result<(), String> {
+    let refuse = |finding: &str| Err(finding.to_owned());
+    let (first, second) = (&header[..METADATA_BYTES], &header[METADATA_BYTES..2 * METADATA_BYTES]);
+    for (copy, magic, offset) in [(first, FIRST_MAGIC, 0_u64), (second, SECOND_MAGIC, METADATA_BYTES as u64)] {
+        // Big-endian numbers: version at 6, size at 8, own offset at 256 (chapter 2.1).
+        if !copy.starts_with(magic) || copy[6..8] != [0, 2] {
+            return refuse("a copy of it does not begin with the magic number of its place");
+        }
+        if copy[8..16] != (METADATA_BYTES as u64).to_be_bytes() || copy[256..264] != offset.to_be_bytes() {
+            return refuse("a copy of it has another size or place");
+        }
+        if text(&copy[168..208]) != luks_uuid.to_string() {
+            return refuse("a copy of it has another UUID");
+        }
+        if text(&copy[72..104]) != "sha256" {
+            return refuse("its checksum is not SHA-256");
+        }
+    }
+    if first[BINARY_BYTES..] != second[BINARY_BYTES..] {
+        return refuse("its two copies differ");
+    }
+    let json = text(&first[BINARY_BYTES..]);
+    let metadata: Metadata = serde_json::from_str(&json).map_err(|error| error.to_string())?;
+    metadata.check(parameters).or_else(refuse)
+}
+
+/// Text up to its first NUL.
+pub(super) fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// The JSON area (chapter 3), with the fields that Coffer's headers have and no others.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metadata {
+    keyslots: BTreeMap<u8, Keyslot>,
+    tokens: BTreeMap<String, ()>,
+    segments: BTreeMap<u8, Segment>,
+    digests: BTreeMap<u8, Digest>,
+    config: Config,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keyslot {
+    r#type: String,
+    key_size: u32,
+    af: AntiForensic,
+    area: Area,
+    kdf: Kdf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AntiForensic {
+    r#type: String,
+    stripes: u32,
+    hash: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Area {
+    r#type: String,
+    offset: String,
+    size: String,
+    encryption: String,
+    key_size: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kdf {
+    r#type: String,
+    hash: String,
+    iterations: u32,
+    #[serde(rename = "salt")]
+    _salt: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Segment {
+    r#type: String,
+    offset: String,
+    size: String,
+    iv_tweak: String,
+    encryption: String,
+    sector_size: u32,
+    integrity: Option<SegmentIntegrity>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SegmentIntegrity {
+    r#type: String,
+    journal_encryption: String,
+    journal_integrity: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Digest {
+    r#type: String,
+    keyslots: Vec<String>,
+    segments: Vec<String>,
+    hash: String,
+    iterations: u32,
+    #[serde(rename = "salt")]
+    _salt: String,
+    #[serde(rename = "digest")]
+    _digest: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    json_size: String,
+    keyslots_size: String,
+}
+
+impl Metadata {
+    fn check(&self, parameters: &Parameters) -> Result<(), &'static str> {
+        let layout = Layout::of(parameters);
+        let cipher = match parameters.cipher {
+            Cipher::AesXtsPlain64 => "aes-xts-plain64",
+        };
+        let key_bytes = match parameters.integrity {
+            Integrity::None => 64,
+            Integrity::HmacSha256 => 96,
+        };
+        if self.config.json_size != (layout.metadata_bytes - BINARY_BYTES).to_string()
+            || self.config.keyslots_size != layout.keyslots_bytes.to_string()
+        {
+            return Err("its areas have other sizes");
+        }
+        if !self.tokens.is_empty() {
+            return Err("it holds a token");
+        }
+        let [segment] = self.segments.values().collect::<Vec<_>>()[..] else {
+            return Err("it does not have exactly one segment");
+        };
+        if segment.r#type != "crypt" || segment.encryption != cipher || segment.iv_tweak != "0" {
+            return Err("its segment is encrypted in another way");
+        }
+        if segment.offset != layout.data_offset.to_string() || segment.size != "dynamic" {
+            return Err("its segment lies elsewhere");
+        }
+        if segment.sector_size != parameters.sector_size.bytes() {
+            return Err("its segment has another sector size");
+        }
+        match (parameters.integrity, &segment.integrity) {
+            (Integrity::None, None) => {}
+            (Integrity::HmacSha256, Some(integrity))
+                if integrity.r#type == "hmac(sha256)"
+                    && integrity.journal_encryption == "none"
+                    && integrity.journal_integrity == "none" => {}
+            (Integrity::None, Some(_)) => return Err("it has integrity that the record does not ask for"),
+            (Integrity::HmacSha256, _) => return Err("it lacks the integrity that the record asks for"),
+        }
+        if self.keyslots.is_empty() || self.keyslots.len() > 3 {
+            return Err("it does not have one to three keyslots");
+        }
+        self.keyslots.values().try_for_each(|keyslot| keyslot.check(layout, key_bytes))?;
+        let [digest] = self.digests.values().collect::<Vec<_>>()[..] else {
+            return Err("it does not have exactly one digest");
+        };
+        let keyslots: Vec<_> = self.keyslots.keys().map(u8::to_string).collect();
+        if digest.r#type != "pbkdf2" || digest.hash != "sha256" || digest.iterations < ITERATIONS {
+            return Err("its digest is of another kind");
+        }
+        if digest.keyslots != keyslots || digest.segments != ["0"] {
+            return Err("its digest is for other keyslots or segments");
+        }
+        Ok(())
+    }
+}
+
+impl Keyslot {
+    fn check(&self, layout: Layout, key_bytes: u32) -> Result<(), &'static str> {
+        if self.r#type != "luks2" || self.key_size != key_bytes {
+            return Err("a keyslot is of another kind or size");
+        }
+        if self.af.r#type != "luks1" || self.af.stripes != 4000 || self.af.hash != "sha256" {
+            return Err("a keyslot is split in another way");
+        }
+        if self.area.r#type != "raw" || self.area.encryption != "aes-xts-plain64" || self.area.key_size != 64 {
+            return Err("a keyslot is encrypted in another way");
+        }
+        let (start, end) = (2 * layout.metadata_bytes, layout.header_bytes());
+        let inside = match (self.area.offset.parse::<usize>(), self.area.size.parse::<usize>()) {
+            (Ok(offset), Ok(size)) => offset >= start && offset.checked_add(size).is_some_and(|last| last <= end),
+            _ => false,
+        };
+        if !inside {
+            return Err("a keyslot lies outside the header");
+        }
+        if self.kdf.r#type != "pbkdf2" || self.kdf.hash != "sha256" || self.kdf.iterations < ITERATIONS {
+            return Err("a keyslot has another key derivation");
+        }
+        Ok(())
+    }
+}
