@@ -208,6 +208,8 @@ impl System {
 }
 
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How long the end of a killed program is waited for.
+const KILLED_TIME: Duration = Duration::from_secs(5);
 const OUTPUT_BYTES: u64 = 64 * 1024;
 
 #[async_trait]
@@ -229,13 +231,16 @@ impl Exec for System {
         if self.udev == Udev::Absent {
             command.env("DM_DISABLE_UDEV", "1");
         }
+        if deadline.left().is_zero() {
+            return Err(ExecFailure::Deadline { program: name });
+        }
         let mut child = command.spawn().map_err(|source| ExecFailure::Start { program: name, source })?;
         let group = Group::of(&child);
         let ended = tokio::time::timeout(deadline.left(), follow(&mut child, program.secret)).await;
         let Ok(followed) = ended else {
             drop(group);
-            // Killed, so this wait is short; it leaves no zombie behind.
-            child.wait().await.map_err(|source| ExecFailure::Follow { program: name, source })?;
+            // Killed, so this wait is short, unless a disk hangs; the runtime reaps what ends later.
+            let _ = tokio::time::timeout(KILLED_TIME, child.wait()).await;
             return Err(ExecFailure::Deadline { program: name });
         };
         let (status, stdout, stderr) = followed.map_err(|source| ExecFailure::Follow { program: name, source })?;

@@ -23,6 +23,7 @@ use coffer::{
     },
     telemetry,
 };
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 fn main() -> ExitCode {
     let words = match Coffer::read(std::env::args_os(), std::env::vars_os().map(|(name, _)| name)) {
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         }
         Err(Ended::Faults(faults)) => return failed(&faults.into()),
     };
+    // A core dump would hold every key that is in memory (getrlimit(2)). It fails for nobody who lowers a limit.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     telemetry::start(words.log_level, words.log_format);
     let run = || -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

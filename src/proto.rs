@@ -62,6 +62,12 @@ redacted! {
     csi::volume_capability::MountVolume,
 }
 
+impl Drop for keyservice::GetKeyResponse {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.dek);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -264,6 +264,62 @@ impl From<SectorSize> for u32 {
     }
 }
 
+/// More words for mkfs, each an option that is known to shape a file system and to name no file or device. They are
+/// checked wherever they come from: a class, a record or a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<String>", into = "Vec<String>")]
+pub struct MkfsOptions(Vec<String>);
+
+/// A word for mkfs that is not allowed.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("mkfs option {0:?} is not allowed")]
+pub struct ForbiddenMkfsOption(String);
+
+impl MkfsOptions {
+    /// The options that shape a file system in mke2fs(8), mkfs.xfs(8) or mkfs.btrfs(8). Those that read or write
+    /// elsewhere (`-d` of mke2fs, `-p` of mkfs.xfs, `-r` of mkfs.btrfs) or make nothing (`-n` of mke2fs) are not here.
+    const ALLOWED: &[&str] = &["-b", "-C", "-E", "-g", "-G", "-i", "-I", "-L", "-m", "-N", "-O", "-R", "-s", "-T"];
+    /// What would lead elsewhere inside a value.
+    const ELSEWHERE: &[&str] = &["dev", "file", "name", "journal", "offset"];
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The words.
+    #[must_use]
+    pub fn words(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl TryFrom<Vec<String>> for MkfsOptions {
+    type Error = ForbiddenMkfsOption;
+
+    fn try_from(words: Vec<String>) -> Result<Self, ForbiddenMkfsOption> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_=,.:^-".contains(c);
+        for pair in words.chunks(2) {
+            let [option, value] = pair else { return Err(ForbiddenMkfsOption(pair.concat())) };
+            let leads_away = Self::ELSEWHERE.iter().any(|word| value.to_lowercase().contains(word));
+            if !Self::ALLOWED.contains(&option.as_str()) {
+                return Err(ForbiddenMkfsOption(option.clone()));
+            }
+            if value.is_empty() || value.starts_with('-') || leads_away || !value.chars().all(plain) {
+                return Err(ForbiddenMkfsOption(format!("{option} {value}")));
+            }
+        }
+        Ok(Self(words))
+    }
+}
+
+impl From<MkfsOptions> for Vec<String> {
+    fn from(options: MkfsOptions) -> Self {
+        options.0
+    }
+}
+
 /// How a volume is laid out and encrypted: chosen when it is created, kept in its record, never changed by a stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -278,9 +334,9 @@ pub struct Parameters {
     pub integrity: Integrity,
     /// Whether freed blocks are given back.
     pub discard: Discard,
-    /// More words for mkfs, as the class wrote them; none holds a path.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub mkfs_options: Vec<String>,
+    /// More words for mkfs, in pairs of option and value.
+    #[serde(default, skip_serializing_if = "MkfsOptions::is_empty")]
+    pub mkfs_options: MkfsOptions,
 }
 
 impl Parameters {
@@ -293,7 +349,7 @@ impl Parameters {
             sector_size: SectorSize::DEFAULT,
             integrity: Integrity::None,
             discard: Discard::Off,
-            mkfs_options: Vec::new(),
+            mkfs_options: MkfsOptions::default(),
         }
     }
 
@@ -343,6 +399,19 @@ mod tests {
         let name = |id: &str| MapperName::of(&id.parse().expect("an id"));
         assert_eq!(name("a/disk").as_str().len(), 39);
         assert_ne!(name("a/disk"), name("b/disk"));
+    }
+
+    #[test]
+    fn words_for_mkfs_shape_a_file_system_and_lead_nowhere_else() {
+        let check = |text: &str| MkfsOptions::try_from(text.split(' ').map(str::to_owned).collect::<Vec<_>>()).is_ok();
+        for good in ["-i 8192", "-O ^metadata_csum,64bit", "-E lazy_itable_init=1 -m 1", "-L data"] {
+            assert!(check(good), "{good}");
+        }
+        for bad in
+            ["", "-d etc", "-n x", "-q", "-E", "-i -d", "-E offset=4096", "-L /etc", "-p proto", "-R a;b", "etc -i"]
+        {
+            assert!(!check(bad), "{bad:?}");
+        }
     }
 
     #[test]

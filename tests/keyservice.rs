@@ -14,8 +14,9 @@ use coffer::{
     exec::Deadline,
     key::{
         derive::Tag,
-        embedded::{Embedded, Provider, Providers},
+        embedded::Embedded,
         kms::local::Local,
+        providers::{Provider, Providers},
         record::State,
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, Refusal, VolumeKey},
         store::memory::Memory,
@@ -28,7 +29,7 @@ use coffer::{
     proto::keyservice::key_service_server::KeyServiceServer,
     secret::LocalKek,
     server::{
-        listen_private,
+        Reach, listen_unix,
         tls::{ClientTls, Files, ServerTls, incoming},
     },
     volume::{Content, FsType, Parameters, VolumeId},
@@ -150,7 +151,7 @@ async fn serve_tls(inner: Arc<dyn KeyService>, audit: Written, files: Files) -> 
 fn serve_unix(inner: Arc<dyn KeyService>, audit: Written, uids: Vec<u32>) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("key.sock");
-    let listener = listen_private(&path).expect("a socket");
+    let listener = listen_unix(&path, Reach::Everybody).expect("a socket");
     let server = KeyServiceServer::new(Server::new(inner, Arc::new(Audit::to(audit)), uids));
     let service = tonic::transport::Server::builder().add_service(server);
     tokio::spawn(service.serve_with_incoming(UnixListenerStream::new(listener)));
@@ -378,7 +379,7 @@ async fn a_service_that_is_away_is_unavailable_and_found_again() {
     let path = folder.path().join("key.sock");
     let client = over_unix(&path);
     assert_eq!(refusal(client.get(&id("a"), soon()).await), Refusal::Unavailable);
-    let listener = listen_private(&path).expect("a socket");
+    let listener = listen_unix(&path, Reach::Everybody).expect("a socket");
     let uid = rustix::process::getuid().as_raw();
     let server = Server::new(embedded(), Arc::new(Audit::to(Written::default())), vec![uid]);
     let service = tonic::transport::Server::builder().add_service(KeyServiceServer::new(server));

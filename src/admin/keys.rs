@@ -19,6 +19,7 @@ pub fn init(state_dir: &StateDir, out: &mut impl Write) -> Result<(), Faults> {
         .recursive(true)
         .mode(0o700)
         .create(state_dir.path())
+        .and_then(|()| state_dir.path().parent().map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all()))
         .map_err(|error| fault(format!("{}: {error}", state_dir.path().display())))?;
     let records = Filesystem::holds_records(&state_dir.records()).map_err(|error| fault(error.to_string()))?;
     if records && !key.exists() {

@@ -205,7 +205,11 @@ fn variables(command: &clap::Command) -> Vec<String> {
     own.chain(command.get_subcommands().flat_map(variables)).collect()
 }
 
-fn unix_path(text: &str) -> Result<PathBuf, String> {
+/// The path of `unix://PATH`.
+///
+/// # Errors
+/// It is not of that form, or the path is not absolute.
+pub fn unix_path(text: &str) -> Result<PathBuf, String> {
     match text.strip_prefix("unix://").map(PathBuf::from) {
         Some(path) if path.is_absolute() => Ok(path),
         _ => Err("expected unix:// and an absolute path".to_owned()),

@@ -175,14 +175,17 @@ fn read_providers(top: &mut Section, folder: &Path, faults: &mut Faults) -> BTre
         let Some(mut provider) = section.section(&name, faults) else { continue };
         if let Some(config) = read_provider(&mut provider, folder, faults) {
             providers.insert(name, config);
-            provider.finish(faults);
         }
+        provider.finish(faults);
     }
     providers
 }
 
 fn read_provider(provider: &mut Section, folder: &Path, faults: &mut Faults) -> Option<ProviderConfig> {
-    let kind: String = provider.required("type", "cluster-key or local", faults)?;
+    let Some(kind) = provider.required::<String>("type", "cluster-key or local", faults) else {
+        provider.map.clear();
+        return None;
+    };
     match kind.as_str() {
         "cluster-key" => {
             let file: PathBuf = provider.required("file", "a path", faults)?;
@@ -201,6 +204,8 @@ fn read_provider(provider: &mut Section, folder: &Path, faults: &mut Faults) -> 
         other => {
             let hint = did_you_mean(other, ["cluster-key", "local"]);
             provider.fault("type", &format!("{other:?} is not cluster-key or local{hint}"), faults);
+            // What else belongs to it is known only when its type is.
+            provider.map.clear();
             None
         }
     }

@@ -74,6 +74,13 @@ impl Fields {
         map.iter().fold(self.field(count.to_be_bytes()), |fields, (key, value)| fields.field(key).field(value))
     }
 
+    /// Adds a list: the number of its entries, then each.
+    #[must_use]
+    pub fn list(self, list: &[String]) -> Self {
+        let count = u32::try_from(list.len()).expect("a list has fewer than 2^32 entries");
+        list.iter().fold(self.field(count.to_be_bytes()), Self::field)
+    }
+
     /// Adds a field that may be absent: absent and empty differ.
     #[must_use]
     pub fn optional(self, bytes: Option<impl AsRef<[u8]>>) -> Self {

@@ -3,14 +3,18 @@
 //! It is made once, by `coffer keys init`, and never again by itself: a cluster key that is lost is an error to be
 //! told, because another one would open nothing.
 
-use std::{collections::BTreeMap, fs, io, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
-    key::{derive::SALT_BYTES, record},
+    key::{
+        derive::SALT_BYTES,
+        keyfile::{self, KeyFileFault},
+        record,
+    },
     secret::ClusterKey,
 };
 
@@ -36,21 +40,20 @@ pub struct ClusterKeys {
 /// Why there is no cluster key.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterKeyFault {
-    /// The file cannot be read or written.
-    #[error("{0}")]
-    File(#[source] io::Error),
+    /// The file cannot be read or written, or others can read it.
+    #[error(transparent)]
+    File(#[from] KeyFileFault),
     /// The file exists; it is never overwritten.
     #[error("it exists and is never overwritten: volumes may need it")]
     Exists,
-    /// Others than its owner can read the file.
-    #[error("its mode is {mode:o}, so that others than its owner can read it: chmod 600 it")]
-    Open {
-        /// The permission bits.
-        mode: u32,
-    },
     /// The file is not a cluster key file.
-    #[error("it is no cluster key file: {0}")]
-    Unreadable(#[source] serde_json::Error),
+    #[error("it is no cluster key file: it breaks off or is wrong at line {line}, column {column}")]
+    Unreadable {
+        /// The line.
+        line: usize,
+        /// The column.
+        column: usize,
+    },
     /// A version, a key or a salt that cannot be.
     #[error("it is no cluster key file: {0}")]
     Content(String),
@@ -87,12 +90,7 @@ impl ClusterKeys {
     /// # Errors
     /// It cannot be read, others can read it, or it is not whole.
     pub fn load(path: &Path) -> Result<Self, ClusterKeyFault> {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = fs::metadata(path).map_err(ClusterKeyFault::File)?.permissions().mode() & 0o7777;
-        if mode & 0o007 != 0 {
-            return Err(ClusterKeyFault::Open { mode });
-        }
-        Self::parse(&Zeroizing::new(fs::read(path).map_err(ClusterKeyFault::File)?))
+        Self::parse(&keyfile::read(path)?)
     }
 
     /// Writes the file, readable by its owner alone, and waits until the disk has it.
@@ -100,16 +98,10 @@ impl ClusterKeys {
     /// # Errors
     /// The file exists, or cannot be written.
     pub fn save_new(&self, path: &Path) -> Result<(), ClusterKeyFault> {
-        use std::io::Write;
-        let exists = |error: io::Error| match error.kind() {
+        keyfile::create(path, &self.to_bytes()).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => ClusterKeyFault::Exists,
-            _ => ClusterKeyFault::File(error),
-        };
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(exists)?;
-        let written = file.write_all(&self.to_bytes()).and_then(|()| file.sync_all());
-        let folder = path.parent().unwrap_or(Path::new("."));
-        written.and_then(|()| fs::File::open(folder)?.sync_all()).map_err(ClusterKeyFault::File)
+            _ => ClusterKeyFault::File(KeyFileFault::Io(error)),
+        })
     }
 
     /// The installation that the key belongs to.
@@ -132,7 +124,10 @@ impl ClusterKeys {
 
     fn parse(bytes: &[u8]) -> Result<Self, ClusterKeyFault> {
         let content = |text: String| ClusterKeyFault::Content(text);
-        let file: File<'_> = serde_json::from_slice(bytes).map_err(ClusterKeyFault::Unreadable)?;
+        let file: File<'_> = serde_json::from_slice(bytes).map_err(|error| {
+            // Its own words would show what stands there, which may be the key.
+            ClusterKeyFault::Unreadable { line: error.line(), column: error.column() }
+        })?;
         if file.format_version != FORMAT_VERSION {
             return Err(content(format!("formatVersion {} is not {FORMAT_VERSION}", file.format_version)));
         }
@@ -200,12 +195,12 @@ mod tests {
 
     #[test]
     fn a_file_that_the_world_can_read_is_refused() {
-        use std::os::unix::fs::PermissionsExt;
+        use std::{fs, os::unix::fs::PermissionsExt};
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("cluster-key.json");
         ClusterKeys::generate().save_new(&path).expect("a new file");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
-        assert!(matches!(ClusterKeys::load(&path), Err(ClusterKeyFault::Open { mode: 0o644 })));
+        assert!(matches!(ClusterKeys::load(&path), Err(ClusterKeyFault::File(KeyFileFault::Open { mode: 0o644 }))));
     }
 
     #[test]

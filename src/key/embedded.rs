@@ -3,7 +3,7 @@
 //! A new key is made, opened again and compared, and stored by create-only, before anything uses it. Whoever loses a
 //! race takes the winner's record. A change reads the record, checks its MAC, and swaps it for the next state.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use jiff::{Timestamp, Unit};
@@ -14,43 +14,15 @@ use crate::{
     exec::Deadline,
     key::{
         binding::Binding,
-        cluster::ClusterKeys,
-        derive::{self, Tag},
-        envelope::{self, Envelope},
-        kms::{Kms, KmsFailure},
-        record::{Base64, Derivation, FORMAT_VERSION, Record, RecordFault, State, StoredKey, random_salt},
+        derive::Tag,
+        providers::Providers,
+        record::{Base64, FORMAT_VERSION, Record, RecordFault, State},
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, VolumeKey},
         store::{DekStore, StoreFailure, Stored},
     },
     secret::Dek,
     volume::VolumeId,
 };
-
-/// Who holds a KEK.
-pub enum Provider {
-    /// We do: DEKs are derived from the cluster key and never stored.
-    Cluster(ClusterKeys),
-    /// A KMS does: DEKs are random, and stored wrapped.
-    Kms(Arc<dyn Kms>),
-}
-
-impl fmt::Debug for Provider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cluster(_) => "Cluster",
-            Self::Kms(_) => "Kms",
-        })
-    }
-}
-
-/// The providers of a configuration, by name.
-#[derive(Debug)]
-pub struct Providers {
-    /// Every provider that records may name.
-    pub by_name: BTreeMap<String, Provider>,
-    /// The one for new volumes.
-    pub default: String,
-}
 
 /// A key service in this process.
 pub struct Embedded {
@@ -72,6 +44,8 @@ impl fmt::Debug for Embedded {
 const RESERVED_CONTEXT: [&str; 2] = ["cluster", "volume"];
 /// How often a swap that another writer forestalled is tried again.
 const SWAPS: usize = 8;
+/// The most bytes of each text of a new record.
+const TEXT_BYTES: usize = 4096;
 const STEP_CREATE: &str = "creating it";
 
 impl Embedded {
@@ -94,60 +68,15 @@ impl Embedded {
     async fn open(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(Stored, Dek), KeyFailure> {
         let stored = self.load(volume_id, deadline).await?.ok_or_else(|| KeyFailure::Missing(volume_id.clone()))?;
         let Some(key) = &stored.record.key else { return Err(KeyFailure::Destroyed(volume_id.clone())) };
-        let dek = self.dek(&stored.record, key, deadline).await?;
+        let dek = self.providers.open(&stored.record, key, deadline).await?;
         let refused = |source| KeyFailure::Record { volume_id: volume_id.clone(), source };
         stored.record.verify(&dek).map_err(refused)?;
         Ok((stored, dek))
     }
 
-    async fn dek(&self, record: &Record, key: &StoredKey, deadline: Deadline) -> Result<Dek, KeyFailure> {
-        let (name, binding) = (&record.provider, record.binding());
-        let refused = |source: Box<dyn std::error::Error + Send + Sync>| KeyFailure::Unwrap {
-            volume_id: record.volume_id.clone(),
-            provider: name.clone(),
-            source,
-        };
-        let provider = self.provider(name)?;
-        match (provider, key) {
-            (Provider::Cluster(keys), StoredKey::Derived { mechanism, cluster_key_version, salt }) => {
-                let missing = || refused(format!("cluster key version {cluster_key_version} is not there").into());
-                let version = keys.version(*cluster_key_version).ok_or_else(missing)?;
-                match mechanism {
-                    Derivation::CofferV1 => {
-                        let salt = salt.exactly().ok_or_else(|| refused("its salt is not 32 bytes".into()))?;
-                        Ok(derive::volume_dek(&version.key, &salt, &binding))
-                    }
-                    Derivation::ConstellationV1 => {
-                        Ok(derive::constellation_dek(&version.key, &version.salt, record.luks_uuid))
-                    }
-                }
-            }
-            (
-                Provider::Kms(kms),
-                StoredKey::Wrapped { mechanism: _, kek_id, nonce, wrapped_dek, wrapped_inner_key },
-            ) => {
-                let envelope = Envelope { kek_id, nonce, wrapped_dek, wrapped_inner_key };
-                envelope::unwrap(envelope, &binding, kms.as_ref(), deadline).await.map_err(|source| match source {
-                    KmsFailure::NoSuchKek { .. } | KmsFailure::Mismatch => refused(source.into()),
-                })
-            }
-            (Provider::Cluster(_), StoredKey::Wrapped { .. }) | (Provider::Kms(_), StoredKey::Derived { .. }) => {
-                Err(refused("the provider of that name is of another type than when the key was made".into()))
-            }
-        }
-    }
-
-    fn provider(&self, name: &str) -> Result<&Provider, KeyFailure> {
-        self.providers.by_name.get(name).ok_or_else(|| {
-            let known: Vec<_> = self.providers.by_name.keys().map(String::as_str).collect();
-            KeyFailure::Invalid(format!("provider {name:?} is not configured; there are: {}", known.join(", ")))
-        })
-    }
-
     /// A record in state prepared with a key that was seen to open.
     async fn prepare(&self, new: &NewKey, generation: u32, deadline: Deadline) -> Result<Record, KeyFailure> {
         let name = new.provider.as_ref().unwrap_or(&self.providers.default);
-        let provider = self.provider(name)?;
         let luks_uuid = Uuid::new_v4();
         let binding = Binding {
             cluster_id: self.cluster_id,
@@ -156,21 +85,7 @@ impl Embedded {
             luks_uuid,
             context: &new.context,
         };
-        let (key, dek) = match provider {
-            Provider::Cluster(keys) => {
-                let (cluster_key_version, version) = keys.current();
-                let salt = random_salt();
-                let dek = derive::volume_dek(&version.key, &salt, &binding);
-                let mechanism = Derivation::CofferV1;
-                (StoredKey::Derived { mechanism, cluster_key_version, salt: Base64::new(salt) }, dek)
-            }
-            Provider::Kms(kms) => {
-                let dek = Dek::random();
-                let wrapped = envelope::wrap(&dek, &binding, kms.as_ref(), deadline).await;
-                let failed = |source: KmsFailure| KeyFailure::Kms { provider: name.clone(), source: source.into() };
-                (wrapped.map_err(failed)?, dek)
-            }
-        };
+        let (key, dek) = self.providers.make(name, &binding, deadline).await?;
         let mut record = Record {
             format_version: FORMAT_VERSION,
             cluster_id: self.cluster_id,
@@ -191,7 +106,7 @@ impl Embedded {
             key: Some(key.clone()),
             mac: None,
         };
-        let again = self.dek(&record, &key, deadline).await?;
+        let again = self.providers.open(&record, &key, deadline).await?;
         if !bool::from(again.expose_secret().ct_eq(dek.expose_secret())) {
             let source = "what was wrapped does not unwrap to the same key".into();
             return Err(KeyFailure::Kms { provider: name.clone(), source });
@@ -233,6 +148,7 @@ enum Change {
 #[async_trait]
 impl KeyService for Embedded {
     async fn create(&self, new: NewKey, deadline: Deadline) -> Result<KeyInfo, KeyFailure> {
+        expect_sized(&new)?;
         if let Some(key) = new.context.keys().find(|key| RESERVED_CONTEXT.contains(&key.as_str())) {
             return Err(KeyFailure::Invalid(format!("context key {key:?} is reserved")));
         }
@@ -365,6 +281,21 @@ impl KeyService for Embedded {
     }
 }
 
+/// Refuses what no caller of ours asks for: a record is read often and stays small.
+fn expect_sized(new: &NewKey) -> Result<(), KeyFailure> {
+    let context = new.context.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let texts = [
+        ("name", new.name.len()),
+        ("node", new.node.as_ref().map_or(0, String::len)),
+        ("tenant", new.tenant.as_ref().map_or(0, String::len)),
+        ("context", context),
+    ];
+    match texts.into_iter().find(|(_, bytes)| *bytes > TEXT_BYTES) {
+        Some((what, bytes)) => Err(KeyFailure::Invalid(format!("{what} has {bytes} bytes; at most {TEXT_BYTES}"))),
+        None => Ok(()),
+    }
+}
+
 /// The existing record, where it is what is asked for.
 fn same(new: &NewKey, record: &Record) -> Result<KeyInfo, KeyFailure> {
     let differs = |what| Err(KeyFailure::Differs { volume_id: new.volume_id.clone(), what });
@@ -376,6 +307,9 @@ fn same(new: &NewKey, record: &Record) -> Result<KeyInfo, KeyFailure> {
     }
     if record.node != new.node {
         return differs("node");
+    }
+    if record.tenant != new.tenant {
+        return differs("tenant");
     }
     if record.context != new.context {
         return differs("context");

@@ -17,6 +17,10 @@ pub mod embedded;
 #[cfg(feature = "keyservice")]
 pub mod envelope;
 #[cfg(feature = "keyservice")]
+pub mod keyfile;
+#[cfg(feature = "keyservice")]
 pub mod kms;
+#[cfg(feature = "keyservice")]
+pub mod providers;
 #[cfg(feature = "keyservice")]
 pub mod store;

@@ -298,7 +298,7 @@ impl Record {
             .field(parameters.sector_size.bytes().to_be_bytes())
             .field(parameters.integrity.as_str())
             .field(parameters.discard.as_str())
-            .field(parameters.mkfs_options.join("\n"))
+            .list(parameters.mkfs_options.words())
             .field(self.format_attempt.to_be_bytes())
             .optional(self.header_mac.as_ref().map(Base64::as_bytes))
             .optional(self.lineage.as_ref())

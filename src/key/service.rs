@@ -206,6 +206,9 @@ pub enum KeyFailure {
     /// The deadline passed.
     #[error("the key service did not answer before the deadline")]
     Deadline,
+    /// The work broke off.
+    #[error("the work on this request broke off")]
+    Broken,
     /// A key service at the other end of a wire refused, or could not be reached.
     #[error("key service: {message}")]
     Remote {
@@ -229,6 +232,7 @@ impl KeyFailure {
             Self::Invalid(_) => Refusal::Invalid,
             Self::Kms { .. } | Self::Store(_) | Self::Audit(_) => Refusal::Unavailable,
             Self::Deadline => Refusal::Deadline,
+            Self::Broken => Refusal::Fault,
             Self::Remote { refusal, .. } => *refusal,
         }
     }

@@ -106,17 +106,35 @@ impl Guarded {
         Err(KeyFailure::Denied { who: self.caller.to_string(), what: what.into() })
     }
 
-    /// Refuses a volume that the caller may not use the key of.
-    async fn expect_user(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure> {
+    /// Refuses a volume that the caller may not use the key of. `generation` is the one that the caller speaks of: a
+    /// record of another one may be bound to another node by now.
+    async fn expect_user(
+        &self,
+        volume_id: &VolumeId,
+        generation: Option<u32>,
+        deadline: Deadline,
+    ) -> Result<(), KeyFailure> {
         match &self.caller {
             Caller::Process | Caller::Uid(_) => Ok(()),
             Caller::Controller(_) => self.deny(format!("the key of volume {volume_id}")),
-            Caller::Node(name) => match self.inner.describe(volume_id, deadline).await? {
-                Some(info) if info.node.as_ref().is_some_and(|node| node != name) => {
-                    self.deny(format!("volume {volume_id}, which is bound to another node"))
+            Caller::Node(_) => {
+                let info = self.inner.describe(volume_id, deadline).await?;
+                let info = info.ok_or_else(|| KeyFailure::Missing(volume_id.clone()))?;
+                if generation.is_some_and(|generation| generation != info.generation) {
+                    return Err(KeyFailure::Superseded(volume_id.clone()));
                 }
-                _ => Ok(()),
-            },
+                self.expect_bound(&info)
+            }
+        }
+    }
+
+    /// Refuses a node that a volume is not bound to.
+    fn expect_bound(&self, info: &KeyInfo) -> Result<(), KeyFailure> {
+        match (&self.caller, &info.node) {
+            (Caller::Node(name), Some(node)) if name != node => {
+                self.deny(format!("volume {}, which is bound to another node", info.volume_id))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -135,8 +153,11 @@ impl Guarded {
     }
 
     async fn get_as_caller(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<VolumeKey, KeyFailure> {
-        self.expect_user(volume_id, deadline).await?;
-        self.inner.get(volume_id, deadline).await
+        self.expect_user(volume_id, None, deadline).await?;
+        let key = self.inner.get(volume_id, deadline).await?;
+        // The record may be a newer one than the one that was described.
+        self.expect_bound(&key.info)?;
+        Ok(key)
     }
 
     async fn describe_as_caller(
@@ -144,16 +165,16 @@ impl Guarded {
         volume_id: &VolumeId,
         deadline: Deadline,
     ) -> Result<Option<KeyInfo>, KeyFailure> {
-        if !matches!(self.caller, Caller::Controller(_)) {
-            self.expect_user(volume_id, deadline).await?;
+        let info = self.inner.describe(volume_id, deadline).await?;
+        if let Some(info) = &info {
+            self.expect_bound(info)?;
         }
-        self.inner.describe(volume_id, deadline).await
+        Ok(info)
     }
 
     async fn destroy_as_caller(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure> {
-        if matches!(self.caller, Caller::Node(_))
-            && let Some(info) = self.inner.describe(volume_id, deadline).await?
-        {
+        if matches!(self.caller, Caller::Node(_)) {
+            let Some(info) = self.inner.describe(volume_id, deadline).await? else { return Ok(()) };
             self.expect_owner(volume_id, info.node.as_deref())?;
         }
         self.inner.destroy(volume_id, deadline).await
@@ -187,7 +208,7 @@ impl KeyService for Guarded {
         generation: u32,
         deadline: Deadline,
     ) -> Result<KeyInfo, KeyFailure> {
-        let outcome = match self.expect_user(volume_id, deadline).await {
+        let outcome = match self.expect_user(volume_id, Some(generation), deadline).await {
             Ok(()) => self.inner.begin_format(volume_id, generation, deadline).await,
             Err(denied) => Err(denied),
         };
@@ -201,7 +222,7 @@ impl KeyService for Guarded {
         header: Tag,
         deadline: Deadline,
     ) -> Result<KeyInfo, KeyFailure> {
-        let outcome = match self.expect_user(volume_id, deadline).await {
+        let outcome = match self.expect_user(volume_id, Some(attempt.generation), deadline).await {
             Ok(()) => self.inner.mark_ready(volume_id, attempt, header, deadline).await,
             Err(denied) => Err(denied),
         };

@@ -3,7 +3,7 @@
 //! The connection is made when it is needed and made again when it broke. Over TLS both sides show certificates; ours
 //! are read again when their files change.
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::{
-    Request,
+    Request, Response, Status,
     transport::{Channel, Endpoint, Uri},
 };
 use tower::service_fn;
@@ -32,6 +32,11 @@ use crate::{
     server::tls::ClientTls,
     volume::VolumeId,
 };
+
+/// How long a connection may take to be made.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How often a connection must show that there is still somebody at its other end.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Where a key service listens.
 #[derive(Debug)]
@@ -64,7 +69,11 @@ impl Remote {
     #[must_use]
     pub fn at(address: Address) -> Self {
         // The URI names nobody: the connector knows where to go, and TLS checks the name that was configured.
-        let endpoint = Endpoint::from_static("http://keyservice");
+        let endpoint = Endpoint::from_static("http://keyservice")
+            .connect_timeout(CONNECT_TIME)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
         let address = Arc::new(address);
         let channel = endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| connect(address.clone())));
         Self(KeyServiceClient::new(channel))
@@ -93,6 +102,15 @@ fn within<T>(message: T, deadline: Deadline) -> Request<T> {
     request
 }
 
+/// The reply to a call, connection and all, before the deadline.
+async fn reply<T>(
+    call: impl Future<Output = Result<Response<T>, Status>> + Send,
+    deadline: Deadline,
+) -> Result<T, KeyFailure> {
+    let answered = tokio::time::timeout(deadline.left(), call).await.map_err(|_| KeyFailure::Deadline)?;
+    Ok(answered?.into_inner())
+}
+
 fn info(info: Option<crate::proto::keyservice::KeyInfo>) -> Result<KeyInfo, KeyFailure> {
     let missing = || KeyFailure::Remote { refusal: Refusal::Fault, message: "a reply lacks its info".to_owned() };
     Ok(info.ok_or_else(missing)?.try_into()?)
@@ -110,21 +128,21 @@ impl KeyService for Remote {
             provider: new.provider.unwrap_or_default(),
             context: new.context.into_iter().collect(),
         };
-        info(self.0.clone().create_key(within(request, deadline)).await?.into_inner().info)
+        info(reply(self.0.clone().create_key(within(request, deadline)), deadline).await?.info)
     }
 
     async fn get(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<VolumeKey, KeyFailure> {
         let request = GetKeyRequest { volume_id: volume_id.to_string() };
-        let mut reply = self.0.clone().get_key(within(request, deadline)).await?.into_inner();
+        let mut reply = reply(self.0.clone().get_key(within(request, deadline)), deadline).await?;
         let malformed =
             |_| KeyFailure::Remote { refusal: Refusal::Fault, message: "a reply's key is not 32 bytes".to_owned() };
         let dek = Dek::take(Zeroizing::new(std::mem::take(&mut reply.dek))).map_err(malformed)?;
-        Ok(VolumeKey { info: info(reply.info)?, dek })
+        Ok(VolumeKey { info: info(reply.info.take())?, dek })
     }
 
     async fn describe(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<KeyInfo>, KeyFailure> {
         let request = DescribeKeyRequest { volume_id: volume_id.to_string() };
-        let reply = self.0.clone().describe_key(within(request, deadline)).await?.into_inner();
+        let reply = reply(self.0.clone().describe_key(within(request, deadline)), deadline).await?;
         Ok(reply.info.map(KeyInfo::try_from).transpose()?)
     }
 
@@ -135,7 +153,7 @@ impl KeyService for Remote {
         deadline: Deadline,
     ) -> Result<KeyInfo, KeyFailure> {
         let request = BeginFormatRequest { volume_id: volume_id.to_string(), generation };
-        info(self.0.clone().begin_format(within(request, deadline)).await?.into_inner().info)
+        info(reply(self.0.clone().begin_format(within(request, deadline)), deadline).await?.info)
     }
 
     async fn mark_ready(
@@ -151,12 +169,12 @@ impl KeyService for Remote {
             format_attempt: attempt.number,
             header_mac: header.as_bytes().to_vec(),
         };
-        info(self.0.clone().mark_ready(within(request, deadline)).await?.into_inner().info)
+        info(reply(self.0.clone().mark_ready(within(request, deadline)), deadline).await?.info)
     }
 
     async fn destroy(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure> {
         let request = DestroyKeyRequest { volume_id: volume_id.to_string() };
-        self.0.clone().destroy_key(within(request, deadline)).await?;
+        reply(self.0.clone().destroy_key(within(request, deadline)), deadline).await?;
         Ok(())
     }
 
@@ -165,7 +183,7 @@ impl KeyService for Remote {
             after: after.map(VolumeId::to_string).unwrap_or_default(),
             limit: u32::try_from(limit).unwrap_or(u32::MAX),
         };
-        let reply = self.0.clone().list_keys(within(request, deadline)).await?.into_inner();
+        let reply = reply(self.0.clone().list_keys(within(request, deadline)), deadline).await?;
         let infos = reply.infos.into_iter().map(KeyInfo::try_from).collect::<Result<_, Malformed>>()?;
         let next = Some(reply.next).filter(|next| !next.is_empty()).map(|next| next.parse()).transpose();
         let malformed =

@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use tokio::net::unix::UCred;
+use tokio_util::task::TaskTracker;
 use tonic::{
     Request, Response, Status, async_trait,
     transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
@@ -32,6 +33,7 @@ pub struct Server {
     inner: Arc<dyn KeyService>,
     audit: Arc<Audit>,
     allowed_uids: Vec<u32>,
+    tasks: TaskTracker,
 }
 
 impl fmt::Debug for Server {
@@ -44,7 +46,22 @@ impl Server {
     /// A server in front of a key service; on a unix socket it serves these uids.
     #[must_use]
     pub fn new(inner: Arc<dyn KeyService>, audit: Arc<Audit>, allowed_uids: Vec<u32>) -> Self {
-        Self { inner, audit, allowed_uids }
+        Self { inner, audit, allowed_uids, tasks: TaskTracker::new() }
+    }
+
+    /// What is still at work when the listener has ended: wait for it before the program ends.
+    #[must_use]
+    pub fn tasks(&self) -> TaskTracker {
+        self.tasks.clone()
+    }
+
+    /// Runs work to its end, also when the caller hangs up: what was done is written down in any case.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, KeyFailure>> + Send + 'static,
+    ) -> Result<T, Status> {
+        let done = self.tasks.spawn(work).await;
+        done.unwrap_or_else(|_| Err(KeyFailure::Broken)).map_err(rpc::status)
     }
 
     /// What the caller of a request may have.
@@ -96,14 +113,14 @@ impl key_service_server::KeyService for Server {
             provider: wire::some(request.provider),
             context: request.context.into_iter().collect(),
         };
-        let info = guarded.create(new, deadline).await.map_err(rpc::status)?;
+        let info = self.run(async move { guarded.create(new, deadline).await }).await?;
         Ok(Response::new(CreateKeyResponse { info: Some(info.into()) }))
     }
 
     async fn get_key(&self, request: Request<GetKeyRequest>) -> Result<Response<GetKeyResponse>, Status> {
         let (guarded, deadline) = self.guarded(&request)?;
         let volume_id = volume_id(&request.into_inner().volume_id)?;
-        let key = guarded.get(&volume_id, deadline).await.map_err(rpc::status)?;
+        let key = self.run(async move { guarded.get(&volume_id, deadline).await }).await?;
         Ok(Response::new(GetKeyResponse { dek: key.dek.expose_secret().to_vec(), info: Some(key.info.into()) }))
     }
 
@@ -113,7 +130,7 @@ impl key_service_server::KeyService for Server {
     ) -> Result<Response<DescribeKeyResponse>, Status> {
         let (guarded, deadline) = self.guarded(&request)?;
         let volume_id = volume_id(&request.into_inner().volume_id)?;
-        let info = guarded.describe(&volume_id, deadline).await.map_err(rpc::status)?;
+        let info = self.run(async move { guarded.describe(&volume_id, deadline).await }).await?;
         Ok(Response::new(DescribeKeyResponse { info: info.map(Into::into) }))
     }
 
@@ -124,7 +141,8 @@ impl key_service_server::KeyService for Server {
         let (guarded, deadline) = self.guarded(&request)?;
         let request = request.into_inner();
         let volume_id = volume_id(&request.volume_id)?;
-        let info = guarded.begin_format(&volume_id, request.generation, deadline).await.map_err(rpc::status)?;
+        let info =
+            self.run(async move { guarded.begin_format(&volume_id, request.generation, deadline).await }).await?;
         Ok(Response::new(BeginFormatResponse { info: Some(info.into()) }))
     }
 
@@ -134,14 +152,14 @@ impl key_service_server::KeyService for Server {
         let volume_id = volume_id(&request.volume_id)?;
         let tag = wire::tag(&request.header_mac).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let attempt = Attempt { generation: request.generation, number: request.format_attempt };
-        let info = guarded.mark_ready(&volume_id, attempt, tag, deadline).await.map_err(rpc::status)?;
+        let info = self.run(async move { guarded.mark_ready(&volume_id, attempt, tag, deadline).await }).await?;
         Ok(Response::new(MarkReadyResponse { info: Some(info.into()) }))
     }
 
     async fn destroy_key(&self, request: Request<DestroyKeyRequest>) -> Result<Response<DestroyKeyResponse>, Status> {
         let (guarded, deadline) = self.guarded(&request)?;
         let volume_id = volume_id(&request.into_inner().volume_id)?;
-        guarded.destroy(&volume_id, deadline).await.map_err(rpc::status)?;
+        self.run(async move { guarded.destroy(&volume_id, deadline).await }).await?;
         Ok(Response::new(DestroyKeyResponse {}))
     }
 
@@ -153,7 +171,7 @@ impl key_service_server::KeyService for Server {
             Ok(0) | Err(_) => PAGE,
             Ok(limit) => limit.min(PAGE),
         };
-        let page = guarded.list(after.as_ref(), limit, deadline).await.map_err(rpc::status)?;
+        let page = self.run(async move { guarded.list(after.as_ref(), limit, deadline).await }).await?;
         Ok(Response::new(ListKeysResponse {
             infos: page.infos.into_iter().map(Into::into).collect(),
             next: page.next.map(String::from).unwrap_or_default(),

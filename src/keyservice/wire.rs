@@ -94,6 +94,8 @@ impl From<Status> for KeyFailure {
             Code::InvalidArgument => Refusal::Invalid,
             Code::Unavailable | Code::ResourceExhausted => Refusal::Unavailable,
             Code::DeadlineExceeded | Code::Cancelled => Refusal::Deadline,
+            // What the transport itself reports: a connection that broke, or could not be made.
+            Code::Unknown if std::error::Error::source(&status).is_some() => Refusal::Unavailable,
             Code::Ok | Code::Unknown | Code::OutOfRange | Code::Unimplemented | Code::Internal | Code::DataLoss => {
                 Refusal::Fault
             }

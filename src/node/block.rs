@@ -6,15 +6,19 @@ use std::{
     io,
     os::{
         fd::OwnedFd,
-        unix::fs::{FileExt, FileTypeExt, MetadataExt},
+        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
+use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use crate::{node::loopdev, volume::MapperName};
+use crate::{
+    node::{loopdev, mount::Access},
+    volume::MapperName,
+};
 
 /// The number of a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,9 +56,20 @@ pub struct Mapping {
     /// The UUID of the LUKS header it was opened with; none where cryptsetup did not make it.
     pub luks_uuid: Option<Uuid>,
     /// The devices below it that are still there.
-    pub backing: Vec<PathBuf>,
-    /// Its size in bytes.
+    pub backing: Vec<Backing>,
+    /// Its size in bytes; 0 while it is being opened.
     pub bytes: u64,
+    /// Whether it may be written to.
+    pub access: Access,
+}
+
+/// A device below a mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// Its node.
+    pub path: PathBuf,
+    /// Its number.
+    pub number: DeviceNumber,
 }
 
 /// A device that was attached, kept by what is held.
@@ -86,6 +101,18 @@ pub trait Blocks: Send + Sync {
     /// # Errors
     /// The device is not there, fails, or ends before.
     async fn write(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Opens a device for nobody else: no file system, mapping or other claim can have it meanwhile (open(2), O_EXCL).
+    ///
+    /// # Errors
+    /// Somebody has it ([`io::ErrorKind::ResourceBusy`]), or it is not there.
+    async fn claim(&self, device: &Path) -> io::Result<OwnedFd>;
+
+    /// The number of a block device.
+    ///
+    /// # Errors
+    /// It is not there, or no block device.
+    async fn number(&self, device: &Path) -> io::Result<DeviceNumber>;
 
     /// The open mapping of a name.
     ///
@@ -147,6 +174,20 @@ impl Blocks for LinuxBlocks {
             file.sync_all()
         })
         .await
+    }
+
+    async fn claim(&self, device: &Path) -> io::Result<OwnedFd> {
+        let device = device.to_owned();
+        blocking(move || {
+            let flags = i32::try_from(OFlags::EXCL.bits()).unwrap_or_default();
+            Ok(OpenOptions::new().read(true).write(true).custom_flags(flags).open(device)?.into())
+        })
+        .await
+    }
+
+    async fn number(&self, device: &Path) -> io::Result<DeviceNumber> {
+        let device = device.to_owned();
+        blocking(move || Ok(DeviceNumber::from_raw(open(&device)?.metadata()?.rdev()))).await
     }
 
     async fn mapping(&self, name: &MapperName) -> io::Result<Option<Mapping>> {
@@ -215,6 +256,7 @@ fn mapping(name: &MapperName) -> io::Result<Option<Mapping>> {
             luks_uuid: read("dm/uuid").and_then(|uuid| luks_uuid(uuid.trim())),
             backing: backing(&folder)?,
             bytes: 512 * sectors.trim().parse::<u64>().unwrap_or(0),
+            access: if read("ro").is_some_and(|ro| ro.trim() != "0") { Access::ReadOnly } else { Access::ReadWrite },
         }));
     }
     Ok(None)
@@ -225,25 +267,19 @@ fn luks_uuid(dm_uuid: &str) -> Option<Uuid> {
     Uuid::try_parse(dm_uuid.strip_prefix("CRYPT-LUKS2-")?.split('-').next()?).ok()
 }
 
-fn backing(folder: &Path) -> io::Result<Vec<PathBuf>> {
+fn backing(folder: &Path) -> io::Result<Vec<Backing>> {
     let mut devices = Vec::new();
     for slave in fs::read_dir(folder.join("slaves"))? {
         let slave = slave?;
         // The entry of a device that was pulled out is a link to nowhere.
-        if slave.path().exists() {
-            devices.push(Path::new("/dev").join(slave.file_name()));
+        let number = fs::read_to_string(slave.path().join("dev")).ok();
+        if let Some(number) = number.and_then(|number| DeviceNumber::parse(&number)) {
+            // sysfs writes a slash in a device's name as an exclamation mark.
+            let name = slave.file_name().to_string_lossy().replace('!', "/");
+            devices.push(Backing { path: Path::new("/dev").join(name), number });
         }
     }
     Ok(devices)
-}
-
-/// The number of the block device at a path, where one is.
-///
-/// # Errors
-/// The path cannot be looked at.
-pub fn number_of(path: &Path) -> io::Result<Option<DeviceNumber>> {
-    let metadata = fs::metadata(path)?;
-    Ok(metadata.file_type().is_block_device().then(|| DeviceNumber::from_raw(metadata.rdev())))
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ impl Node {
         let mounts = self.mounts().await?;
         let mounted = mounted_at(&mounts, &path).filter(|mount| shows(mount, &mapping));
         let stale = || NodeFailure::StaleMapping { volume_id: volume_id.clone() };
-        let device = mapping.backing.first().ok_or_else(stale)?;
+        let device = &mapping.backing.first().ok_or_else(stale)?.path;
         self.pool.grow(volume_id).await.map_err(NodeFailure::source(volume_id))?;
 
         let key = self.keys.get(volume_id, deadline).await.map_err(NodeFailure::key(volume_id))?;

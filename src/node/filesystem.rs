@@ -24,7 +24,7 @@ pub async fn make(
         FsType::Xfs => ("mkfs.xfs", &["-q", "-f", "-K"]),
         FsType::Btrfs => ("mkfs.btrfs", &["-q", "-f", "-K"]),
     };
-    let program = Program::new(name).args(words).args(&parameters.mkfs_options).arg(mapping);
+    let program = Program::new(name).args(words).args(parameters.mkfs_options.words()).arg(mapping);
     exec.run(program, deadline).await?.success(name)?;
     Ok(())
 }

@@ -6,15 +6,21 @@
 //! that is inside.
 //!
 //! ```text
+//! claim the device (O_EXCL)             nobody else may have it until its header is written
 //! look: blank, or our own header?      anything else is refused
 //! record → formatting                  this attempt fences off earlier ones
 //! no header that opens: one is made in memory and written, its first 4 KiB last
-//! open, mkfs                           flushed by the next step
+//! let go, open, read the header again  it must be the one that was opened
+//! mkfs                                 flushed by the next step
 //! finish mark written, flush           from here on everything is kept for ever
 //! record → ready                       with the header's tag
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     exec::Deadline,
@@ -22,7 +28,7 @@ use crate::{
     node::{
         Node, NodeFailure, filesystem,
         header::{
-            self, Header, HeaderFault, Layout,
+            self, Header, HeaderFault, Layout, Mark,
             found::{BLANK_HEAD_BYTES, BLANK_TAIL_BYTES, Found, examine},
         },
         luks::{self, LuksFailure},
@@ -48,16 +54,44 @@ impl Node {
     ) -> Result<PathBuf, NodeFailure> {
         let VolumeKey { info, dek } = key;
         let (volume_id, parameters) = (&info.volume_id, &info.parameters);
+        // From the look to the last byte of the header nobody else may have the device: two volumes can name one.
+        let claim = self.claim(key, device).await?;
         let area = self.expect_blank_or_ours(key, device).await?;
         let begun = self.keys.begin_format(volume_id, info.generation, deadline).await;
         let begun = begun.map_err(NodeFailure::key(volume_id))?;
         let attempt = Attempt { generation: begun.generation, number: begun.format_attempt };
+        let mark = Mark::of(&area, parameters);
         let written = Header::adopt(&area, info.luks_uuid, parameters, dek).ok();
-        let finished = written.as_ref().is_some_and(|header| header.is_finished(&area, parameters, dek));
+        let finished = written.as_ref().is_some_and(|header| header.is_finished(&mark, dek));
         if finished {
             tracing::warn!(%volume_id, "the device holds this volume, finished: it is kept, and the record follows");
+        } else if mark != Mark::Absent {
+            return Err(refused(key, device, HeaderFault::Damaged));
         }
-        let (header, mapping) = self.open_or_write(key, device, written, access, deadline).await?;
+        let header = match written {
+            Some(header) => header,
+            None => self.write_header(key, device, deadline).await?,
+        };
+        drop(claim);
+        let (header, mapping) = match self.open(key, device, &header, access, deadline).await {
+            Err(NodeFailure::Luks { source: LuksFailure::WrongKey, .. }) if !finished => {
+                // A power cut tore its keyslot. The device is looked at again: it was nobody's for a moment.
+                let claim = self.claim(key, device).await?;
+                if self.expect_blank_or_ours(key, device).await? != area {
+                    return Err(refused(key, device, HeaderFault::Overwritten));
+                }
+                let header = self.write_header(key, device, deadline).await?;
+                drop(claim);
+                let mapping = self.open(key, device, &header, access, deadline).await?;
+                (header, mapping)
+            }
+            opened => (header, opened?),
+        };
+        // The mapping holds the device now; what it was opened with must be what lies on it.
+        let now = self.blocks.read(device, 0, header.bytes().len()).await;
+        if now.map_err(NodeFailure::io("read the header of", device))? != header.bytes() {
+            return Err(refused(key, device, HeaderFault::Overwritten));
+        }
         if !finished {
             if let Content::Filesystem(fs_type) = parameters.content {
                 tracing::info!(%volume_id, %fs_type, "making the file system");
@@ -73,24 +107,15 @@ impl Node {
         Ok(mapping)
     }
 
-    /// Opens the header that is there. Where there is none, or one whose keyslot a power cut tore, it writes one.
-    async fn open_or_write(
-        &self,
-        key: &VolumeKey,
-        device: &Path,
-        written: Option<Header>,
-        access: Access,
-        deadline: Deadline,
-    ) -> Result<(Header, PathBuf), NodeFailure> {
-        if let Some(header) = written {
-            match self.open(key, device, &header, access, deadline).await {
-                Err(NodeFailure::Luks { source: LuksFailure::WrongKey, .. }) => {}
-                opened => return opened.map(|mapping| (header, mapping)),
+    /// Keeps everybody else off a device, as long as what is returned is held.
+    async fn claim(&self, key: &VolumeKey, device: &Path) -> Result<OwnedFd, NodeFailure> {
+        self.blocks.claim(device).await.map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => {
+                let what = format!("through {}, by somebody else", device.display());
+                NodeFailure::InUse { volume_id: key.info.volume_id.clone(), what }
             }
-        }
-        let header = self.write_header(key, device, deadline).await?;
-        let mapping = self.open(key, device, &header, access, deadline).await?;
-        Ok((header, mapping))
+            _ => NodeFailure::io("claim", device)(error),
+        })
     }
 
     /// The start of a device that is blank, or bears this volume's own header, or what a write of it left behind.
@@ -140,14 +165,9 @@ impl Node {
         tracing::info!(volume_id = %info.volume_id, luks_uuid = %info.luks_uuid, "writing a LUKS header");
         let made = luks::format(self.exec.as_ref(), device, info.luks_uuid, &info.parameters, dek, deadline).await;
         let made = made.map_err(NodeFailure::luks("make the LUKS header of", &info.volume_id))?;
-        let refused = |source: HeaderFault| NodeFailure::Header {
-            volume_id: info.volume_id.clone(),
-            device: device.to_owned(),
-            luks_uuid: info.luks_uuid,
-            source,
-        };
         // What cryptsetup made is held to the same list as what is read back.
-        let header = Header::adopt(&made, info.luks_uuid, &info.parameters, dek).map_err(refused)?;
+        let header = Header::adopt(&made, info.luks_uuid, &info.parameters, dek);
+        let header = header.map_err(|fault| refused(key, device, fault))?;
         let write = |offset: usize, bytes: Vec<u8>| async move {
             self.blocks
                 .write(device, offset as u64, &bytes)
@@ -158,6 +178,16 @@ impl Node {
         write(START_BYTES, header.bytes()[START_BYTES..].to_vec()).await?;
         write(0, header.bytes()[..START_BYTES].to_vec()).await?;
         Ok(header)
+    }
+}
+
+fn refused(key: &VolumeKey, device: &Path, source: HeaderFault) -> NodeFailure {
+    let VolumeKey { info, .. } = key;
+    NodeFailure::Header {
+        volume_id: info.volume_id.clone(),
+        device: device.to_owned(),
+        luks_uuid: info.luks_uuid,
+        source,
     }
 }
 

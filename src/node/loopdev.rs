@@ -43,8 +43,19 @@ const TRIES: usize = 64;
 /// # Errors
 /// The file cannot be opened, or the kernel gives no loop device.
 pub fn attach(file: &Path) -> io::Result<Loop> {
-    if let Some(path) = find(file)?.into_iter().next() {
-        return Ok(Loop { hold: open(&path)?.into(), path });
+    let wanted = fs::metadata(file)?;
+    for path in find(file)? {
+        let device = open(&path)?;
+        // Looked at again now that it is held: a device that was found may have been let go of and given to another.
+        let Ok(info) = status(&device) else { continue };
+        if !is_of(&info, &wanted) {
+            continue;
+        }
+        if info.lo_offset != 0 || info.lo_sizelimit != 0 || info.lo_flags & Flag::LO_FLAGS_READ_ONLY as u32 != 0 {
+            let how = format!("{} has it in another way (offset, limit or read-only); detach that", path.display());
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, how));
+        }
+        return Ok(Loop { hold: device.into(), path });
     }
     let backing = OpenOptions::new().read(true).write(true).open(file)?;
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
@@ -76,7 +87,7 @@ pub fn find(file: &Path) -> io::Result<Vec<PathBuf>> {
         let path = Path::new("/dev").join(name);
         // A device that goes while we look is not one that has the file.
         let Ok(info) = File::open(&path).and_then(|device| status(&device)) else { continue };
-        if (info.lo_device, info.lo_inode) == (wanted.dev(), wanted.ino()) {
+        if is_of(&info, &wanted) {
             found.push(path);
         }
     }
@@ -107,6 +118,10 @@ pub fn refresh(path: &Path) -> io::Result<()> {
     let device = open(path)?;
     // SAFETY: LOOP_SET_CAPACITY takes no argument.
     Ok(unsafe { ioctl::ioctl(device, NoArg::<LOOP_SET_CAPACITY>::new()) }?)
+}
+
+fn is_of(info: &loop_info64, file: &fs::Metadata) -> bool {
+    (info.lo_device, info.lo_inode) == (file.dev(), file.ino())
 }
 
 fn open(path: &Path) -> io::Result<File> {

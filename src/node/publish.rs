@@ -9,6 +9,7 @@ use crate::{
     node::{
         Capability, Form, Node, NodeFailure, Use,
         block::Mapping,
+        is_node_of,
         mount::{Access, Mount, Options},
         mounted_at, shows,
         target::{Kind, Target},
@@ -50,13 +51,20 @@ impl Node {
                 }
                 (staged, Kind::Folder, options.clone())
             }
-            Form::Block => (Path::new("/dev").join(&mapping.kernel_name), Kind::File, Options::default()),
+            Form::Block => {
+                if let Some(mount) = mounts.iter().find(|mount| shows(mount, &mapping) && !is_node_of(mount, &mapping))
+                {
+                    let what = format!("as a file system on {}", mount.target.display());
+                    return Err(NodeFailure::InUse { volume_id: volume_id.clone(), what });
+                }
+                (Path::new("/dev").join(&mapping.kernel_name), Kind::File, Options::default())
+            }
         };
         if publish.access == Access::ReadOnly || publish.capability.access == Use::Read {
-            if publish.capability.form == Form::Block && publish.capability.access != Use::Read {
+            if publish.capability.form == Form::Block && mapping.access == Access::ReadWrite {
                 return Err(NodeFailure::Unsupported(
-                    "a raw block volume that may be written cannot be published read-only: the kernel does not keep \
-                     writers off a device node; use access mode SINGLE_NODE_READER_ONLY",
+                    "a raw block volume that was staged to be written cannot be published read-only: the kernel keeps \
+                     no writer off a device node; stage it with access mode SINGLE_NODE_READER_ONLY",
                 ));
             }
             options.read_only();
@@ -82,23 +90,26 @@ impl Node {
     /// # Errors
     /// The target is something else, or is in use.
     pub async fn unpublish(&self, volume_id: &VolumeId, target_path: &Path) -> Result<(), NodeFailure> {
-        let metadata = match tokio::fs::symlink_metadata(target_path).await {
+        let (Some(folder), Some(name)) = (target_path.parent(), target_path.file_name()) else { return Ok(()) };
+        let path = match tokio::fs::canonicalize(folder).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            metadata => metadata.map_err(NodeFailure::io("look at", target_path))?,
+            folder => folder.map_err(NodeFailure::io("look at", folder_of(target_path)))?.join(name),
         };
-        if metadata.is_symlink() {
-            let fault = "is a symbolic link; a volume is mounted on no link";
-            return Err(NodeFailure::Path { path: target_path.to_owned(), fault });
-        }
-        let path = tokio::fs::canonicalize(target_path).await.map_err(NodeFailure::io("look at", target_path))?;
         let mapping = self.mapping(volume_id).await?;
+        // The mount comes first: a file system whose disk is gone answers nothing but errors.
         for mount in self.mounts().await?.iter().filter(|mount| mount.target == path) {
-            // A device node stays bound when its mapping is gone; a file system does not stay mounted.
-            let ours = mapping.as_ref().map_or(mount.fs_type == "devtmpfs", |mapping| shows(mount, mapping));
-            if !ours {
+            if !is_ours(mount, mapping.as_ref()) {
                 return Err(NodeFailure::Occupied { path, what: "something else than this volume is mounted there" });
             }
             self.mounts.unmount(&path).await.map_err(NodeFailure::io("unmount", &path))?;
+        }
+        let metadata = match tokio::fs::symlink_metadata(&path).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            metadata => metadata.map_err(NodeFailure::io("look at", &path))?,
+        };
+        if metadata.is_symlink() {
+            let fault = "is a symbolic link; a volume is mounted on no link";
+            return Err(NodeFailure::Path { path, fault });
         }
         // Only what a publish makes is removed: an empty folder, or a file without a byte.
         let removed = if metadata.is_dir() {
@@ -110,6 +121,16 @@ impl Node {
         };
         removed.map_err(NodeFailure::io("remove", &path))
     }
+}
+
+/// A device node stays bound when its mapping is gone or was made again; a file system does not stay mounted.
+fn is_ours(mount: &Mount, mapping: Option<&Mapping>) -> bool {
+    let is_old_node = mount.fs_type == "devtmpfs" && mount.root.to_string_lossy().ends_with("//deleted");
+    is_old_node || mapping.map_or(mount.fs_type == "devtmpfs", |mapping| shows(mount, mapping))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
 }
 
 /// What is mounted at the target already, where it is what is asked for.

@@ -9,7 +9,10 @@
 //! the DEK is dropped; repair, mount   → done
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     exec::Deadline,
@@ -30,6 +33,11 @@ use crate::{
     },
     volume::{Content, FsType, Integrity, MapperName, VolumeId},
 };
+
+/// How long closing may take after a stage that failed.
+const UNDO_TIME: Duration = Duration::from_secs(30);
+/// How long a repair may take: it does not start over each time that a caller gives up.
+const REPAIR_TIME: Duration = Duration::from_secs(3600);
 
 /// A volume to stage.
 #[derive(Clone, Debug)]
@@ -53,10 +61,27 @@ impl Node {
         let volume_id = &stage.volume_id;
         let target = Target::look(&stage.staging_target_path, Kind::Folder).await?;
         let mapping = self.mapping(volume_id).await?;
-        if self.is_staged(stage, &target.path, mapping.as_ref()).await? {
-            return Ok(());
+        if self.is_staged(stage, &target.path, mapping.as_ref(), deadline).await? {
+            // A group that a first stage did not come to the end of.
+            return self.give(stage, &target.path).await;
         }
         target.make().await?;
+        let before = mapping.is_some();
+        let staged = self.attach_and_mount(stage, mapping, &target.path, deadline).await;
+        if staged.is_err() && !before {
+            self.undo(volume_id, &target.path).await;
+        }
+        staged
+    }
+
+    async fn attach_and_mount(
+        &self,
+        stage: &Stage,
+        mapping: Option<Mapping>,
+        path: &Path,
+        deadline: Deadline,
+    ) -> Result<(), NodeFailure> {
+        let volume_id = &stage.volume_id;
         let source = self.source(&stage.place);
         let attached = source.attach(volume_id).await.map_err(NodeFailure::source(volume_id))?;
         let key = self.keys.get(volume_id, deadline).await.map_err(NodeFailure::key(volume_id))?;
@@ -68,7 +93,11 @@ impl Node {
             _ => Access::ReadWrite,
         };
         let device = match (key.info.state, mapping) {
-            (State::Ready, Some(mapping)) => mapping.path,
+            (State::Ready, Some(mapping)) if mapping.access != access => {
+                let how = if access == Access::ReadOnly { "to be written" } else { "read-only" };
+                return Err(NodeFailure::Incompatible { volume_id: volume_id.clone(), path: mapping.path, how });
+            }
+            (State::Ready, Some(mapping)) => Path::new("/dev").join(mapping.kernel_name),
             (State::Ready, None) => self.unlock(&key, &attached.path, access, deadline).await?,
             (State::Prepared | State::Formatting, mapping) => {
                 if mapping.is_some() {
@@ -82,8 +111,7 @@ impl Node {
         };
         // The mapping holds the device now, and nobody needs the key.
         drop((key, attached));
-        let (Content::Filesystem(fs_type), Form::Filesystem { options, group, .. }) = (content, &stage.capability.form)
-        else {
+        let (Content::Filesystem(fs_type), Form::Filesystem { options, .. }) = (content, &stage.capability.form) else {
             return Ok(());
         };
         let mut options = options.clone();
@@ -93,15 +121,27 @@ impl Node {
         if let Some(word) = filesystem::discard_option(&parameters) {
             options.add(word);
         }
-        self.repair(volume_id, &device, fs_type, deadline).await?;
-        let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: target.path.clone(), source };
-        self.mounts.mount(&device, &target.path, fs_type, &options).await.map_err(failed)?;
-        match group {
-            Some(group) => {
-                let given = group::give(&target.path, *group).await;
-                given.map_err(NodeFailure::io("give to the group", &target.path))
+        self.repair(volume_id, &device, fs_type).await?;
+        let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: path.to_owned(), source };
+        self.mounts.mount(&device, path, fs_type, &options).await.map_err(failed)?;
+        self.give(stage, path).await
+    }
+
+    /// Gives the mounted files to the group that is asked for, if one is.
+    async fn give(&self, stage: &Stage, path: &Path) -> Result<(), NodeFailure> {
+        match &stage.capability.form {
+            Form::Filesystem { group: Some(group), .. } => {
+                group::give(path, *group).await.map_err(NodeFailure::io("give to the group", path))
             }
-            None => Ok(()),
+            Form::Filesystem { group: None, .. } | Form::Block => Ok(()),
+        }
+    }
+
+    /// Closes what a stage that failed had opened: nobody may ever ask to unstage a volume that was never staged.
+    async fn undo(&self, volume_id: &VolumeId, path: &Path) {
+        let deadline = Deadline::within(UNDO_TIME);
+        if let Err(failure) = self.unstage(volume_id, path, deadline).await {
+            tracing::warn!(%volume_id, error = %failure, "a failed stage leaves the volume open");
         }
     }
 
@@ -164,7 +204,13 @@ impl Node {
     }
 
     /// Whether the volume is staged as asked. A mount of something else, or in another way, is an error.
-    async fn is_staged(&self, stage: &Stage, path: &Path, mapping: Option<&Mapping>) -> Result<bool, NodeFailure> {
+    async fn is_staged(
+        &self,
+        stage: &Stage,
+        path: &Path,
+        mapping: Option<&Mapping>,
+        deadline: Deadline,
+    ) -> Result<bool, NodeFailure> {
         let mounts = self.mounts().await?;
         let Some(mount) = mounted_at(&mounts, path) else { return Ok(false) };
         let incompatible =
@@ -174,6 +220,7 @@ impl Node {
         };
         if mapping.backing.is_empty() {
             // The disk below was pulled out: nothing can be written through this mount any more.
+            self.discard(&stage.volume_id, deadline).await?;
             return Err(NodeFailure::StaleMapping { volume_id: stage.volume_id.clone() });
         }
         match &stage.capability.form {
@@ -201,9 +248,14 @@ impl Node {
         deadline: Deadline,
     ) -> Result<Option<Mapping>, NodeFailure> {
         let Some(mapping) = mapping else { return Ok(None) };
-        let device = tokio::fs::canonicalize(device).await.map_err(NodeFailure::io("look at", device))?;
-        if mapping.luks_uuid == Some(info.luks_uuid) && mapping.backing.contains(&device) {
+        let number = self.blocks.number(device).await.map_err(NodeFailure::io("look at", device))?;
+        let is_on_device = mapping.backing.iter().any(|backing| backing.number == number);
+        if mapping.luks_uuid == Some(info.luks_uuid) && is_on_device && mapping.bytes > 0 {
             return Ok(Some(mapping));
+        }
+        if let Some(mount) = self.mounts().await?.iter().find(|mount| shows(mount, &mapping)) {
+            let what = format!("on {}, from another device", mount.target.display());
+            return Err(NodeFailure::InUse { volume_id: info.volume_id.clone(), what });
         }
         tracing::warn!(volume_id = %info.volume_id, "closing an old mapping of another device");
         self.discard(&info.volume_id, deadline).await?;
@@ -211,20 +263,14 @@ impl Node {
     }
 
     /// Repairs a file system whose superblock asks for it.
-    async fn repair(
-        &self,
-        volume_id: &VolumeId,
-        device: &Path,
-        fs_type: FsType,
-        deadline: Deadline,
-    ) -> Result<(), NodeFailure> {
+    async fn repair(&self, volume_id: &VolumeId, device: &Path, fs_type: FsType) -> Result<(), NodeFailure> {
         let start = self.blocks.read(device, 0, filesystem::SUPERBLOCK_BYTES).await;
         let start = start.map_err(NodeFailure::io("read the superblock of", device))?;
         if !filesystem::wants_repair(fs_type, &start) {
             return Ok(());
         }
         tracing::warn!(%volume_id, "the superblock notes errors: repairing before the mount");
-        let repaired = filesystem::repair(self.exec.as_ref(), device, deadline).await;
+        let repaired = filesystem::repair(self.exec.as_ref(), device, Deadline::within(REPAIR_TIME)).await;
         repaired.map_err(NodeFailure::filesystem("repair the file system", volume_id))
     }
 }

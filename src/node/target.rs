@@ -72,7 +72,13 @@ fn make(target: &Target) -> Result<(), NodeFailure> {
         Kind::File => fs::File::create_new(path).map(drop),
     };
     match made {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && target.kind == Kind::Folder => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return match fs::symlink_metadata(path).map_err(NodeFailure::io("look at", path))?.len() {
+                0 => Ok(()),
+                _ => Err(NodeFailure::Occupied { path: path.clone(), what: "the file is not empty" }),
+            };
+        }
         made => return made.map_err(NodeFailure::io("make", path)),
     }
     if target.kind == Kind::Folder && fs::read_dir(path).map_err(NodeFailure::io("list", path))?.next().is_some() {
@@ -89,5 +95,5 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NodeFailure> + Send + 'static,
 ) -> Result<T, NodeFailure> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(NodeFailure::Unsupported("the program is shutting down")))
+    done.unwrap_or_else(|_| Err(NodeFailure::io("look at", "a path")(io::Error::other("the program is shutting down"))))
 }

@@ -13,7 +13,8 @@ use coffer::{
     csi::identity::Services,
     key::{
         cluster::ClusterKeys,
-        embedded::{Embedded, Provider, Providers},
+        embedded::Embedded,
+        providers::{Provider, Providers},
         service::KeyService,
         store::filesystem::Filesystem,
     },
@@ -35,7 +36,10 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
     let state_dir = StateDir::at(&args.state_dir);
     let config = args.config.as_deref().map(FileConfig::load).transpose()?;
     let (cluster_id, providers) = match &config {
-        Some(config) => providers(config)?,
+        Some(config) => {
+            expect_own_places(config)?;
+            providers(config)?
+        }
         None => own_cluster_key(&state_dir)?,
     };
     let node_id = node_id(args.node_id)?;
@@ -46,6 +50,18 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
     let keys = Arc::new(Guarded::new(embedded, Arc::new(audit), Caller::Process));
     let socket = args.listen.unwrap_or_else(|| state_dir.socket());
     driver(&socket, node_id, &state_dir.volumes(), keys, Services::NodeAndController).await
+}
+
+/// In one process there is nobody to listen for, and records lie in the state folder.
+fn expect_own_places(config: &FileConfig) -> Result<(), Faults> {
+    let mut faults = Faults::default();
+    if config.store.is_some() {
+        faults.add("store: `coffer dev` keeps its records in its state folder; take the key out");
+    }
+    if config.unix.is_some() || config.tls.is_some() {
+        faults.add("listen: `coffer dev` serves keys to nobody but itself; take the key out");
+    }
+    faults.or(())
 }
 
 /// A state folder's own cluster key, which is there or must be restored: it is never made here.

@@ -1,6 +1,6 @@
 //! `coffer keyservice`: keys, for nodes and controllers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use coffer::{
@@ -9,11 +9,12 @@ use coffer::{
     keyservice::server::Server,
     proto::keyservice::key_service_server::KeyServiceServer,
     server::{
+        Reach,
         tls::{ServerTls, incoming},
         told_to_end,
     },
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server as Transport;
@@ -23,6 +24,13 @@ use crate::role::{
     providers::{audit, providers},
 };
 
+/// How long requests may go on when the program is told to end.
+const END_TIME: Duration = Duration::from_secs(30);
+/// How often a connection must show that there is still somebody at its other end.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// How long a connection may last: then its certificate is looked at again.
+const CONNECTION_AGE: Duration = Duration::from_secs(300);
+
 /// `coffer keyservice`: keys, for nodes and controllers.
 pub(crate) async fn keyservice(args: Keyservice) -> Result<()> {
     let config = FileConfig::load(&args.config)?;
@@ -31,8 +39,13 @@ pub(crate) async fn keyservice(args: Keyservice) -> Result<()> {
     if config.unix.is_none() && config.tls.is_none() {
         faults.add(format!("{at}: listen: is missing; expected unix, tls or both"));
     }
-    if config.store.is_none() {
-        faults.add(format!("{at}: store: is missing"));
+    match &config.store {
+        None => faults.add(format!("{at}: store: is missing")),
+        // An empty folder in place of a disk that is not mounted would pass for a store without keys.
+        Some(folder) if !folder.is_dir() => {
+            faults.add(format!("{at}: store.path: there is no folder {}; make it, once", folder.display()));
+        }
+        Some(_) => {}
     }
     let providers = providers(&config).map_err(|found| faults.extend(found)).ok();
     let tls = config.tls.as_ref().map(|tls| (tls.address, ServerTls::server(tls.files.clone())));
@@ -44,10 +57,11 @@ pub(crate) async fn keyservice(args: Keyservice) -> Result<()> {
 
     let audit = Arc::new(audit(config.audit_log.as_deref())?);
     let inner = Arc::new(Embedded::new(cluster_id, providers, Arc::new(Filesystem::open(folder)?)));
-    let (end, mut listeners) = (CancellationToken::new(), tokio::task::JoinSet::new());
+    let (end, mut listeners, mut work) = (CancellationToken::new(), JoinSet::new(), Vec::new());
     if let Some(unix) = config.unix {
-        let listener = listen(&unix.path)?;
+        let listener = listen(&unix.path, Reach::Everybody)?;
         let server = Server::new(inner.clone(), audit.clone(), unix.allowed_uids);
+        work.push(server.tasks());
         listeners.spawn(serve(KeyServiceServer::new(server), UnixListenerStream::new(listener), end.clone()));
     }
     if let Some((socket_address, tls)) = tls {
@@ -55,19 +69,30 @@ pub(crate) async fn keyservice(args: Keyservice) -> Result<()> {
             TcpListener::bind(socket_address).await.with_context(|| format!("listen on {socket_address}"))?;
         tracing::info!(address = %listener.local_addr()?, "serving the key service over TLS");
         let server = Server::new(inner, audit, Vec::new());
+        work.push(server.tasks());
         listeners.spawn(serve(KeyServiceServer::new(server), incoming(listener, Arc::new(tls?)), end.clone()));
     }
     tokio::select! {
         told = told_to_end() => told?,
-        // A listener that ends by itself is a failure.
-        Some(ended) = listeners.join_next() => ended??,
+        Some(ended) = listeners.join_next() => {
+            ended??;
+            anyhow::bail!("a listener ended by itself");
+        }
     }
     tracing::info!("ending: what runs is finished");
     end.cancel();
-    while let Some(ended) = listeners.join_next().await {
-        ended??;
-    }
-    Ok(())
+    let finished = async {
+        while let Some(ended) = listeners.join_next().await {
+            ended??;
+        }
+        for tasks in work {
+            tasks.close();
+            tasks.wait().await;
+        }
+        anyhow::Ok(())
+    };
+    // A client that keeps its connection open keeps nobody from ending.
+    tokio::time::timeout(END_TIME, finished).await.unwrap_or(Ok(()))
 }
 
 /// Serves one listener until the end.
@@ -92,6 +117,9 @@ where
         + 'static,
 {
     let served = Transport::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .max_connection_age(CONNECTION_AGE)
         .add_service(service)
         .serve_with_incoming_shutdown(connections, async move { end.cancelled().await });
     served.await.context("serve the key service")

@@ -13,7 +13,7 @@ mod providers;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use coffer::server::listen_private;
+use coffer::server::{Reach, listen_unix};
 use tokio::net::UnixListener;
 
 #[cfg(all(feature = "controller", feature = "keyservice"))]
@@ -23,6 +23,6 @@ pub(crate) use keyservice::keyservice;
 #[cfg(feature = "node")]
 pub(crate) use node::node;
 
-fn listen(path: &Path) -> Result<UnixListener> {
-    listen_private(path).with_context(|| format!("listen on {}", path.display()))
+fn listen(path: &Path, reach: Reach) -> Result<UnixListener> {
+    listen_unix(path, reach).with_context(|| format!("listen on {}", path.display()))
 }

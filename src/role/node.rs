@@ -1,10 +1,13 @@
 //! `coffer node`: the driver of a node.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use coffer::{
-    config::{Faults, args::Node as NodeArgs},
+    config::{
+        Faults,
+        args::{Node as NodeArgs, unix_path},
+    },
     csi::{
         Gate,
         identity::{Identity, Services},
@@ -16,6 +19,7 @@ use coffer::{
     node::{Node, block::LinuxBlocks, mount::LinuxMounts, source::local::Local},
     proto::csi::{identity_server::IdentityServer, node_server::NodeServer},
     server::{
+        Reach,
         tls::{ClientTls, Files},
         told_to_end,
     },
@@ -29,10 +33,22 @@ use tonic::{service::Routes, transport::Server};
 
 use crate::role::listen;
 
+/// How long connections may stay open when all work has ended.
+const END_TIME: Duration = Duration::from_secs(5);
+
 /// `coffer node`: the driver, with keys from a key service.
 pub(crate) async fn node(args: NodeArgs) -> Result<()> {
-    let node_id = node_id(args.node_id.clone())?;
-    let keys = Arc::new(Remote::at(address(&args)?));
+    let (node_id, address) = match (node_id(args.node_id.clone()), address(&args)) {
+        (Ok(node_id), Ok(address)) => (node_id, address),
+        (node_id, address) => {
+            let mut faults = Faults::default();
+            for found in [node_id.err(), address.err()].into_iter().flatten() {
+                faults.extend(found);
+            }
+            return Err(faults.into());
+        }
+    };
+    let keys = Arc::new(Remote::at(address));
     #[cfg(feature = "controller")]
     let services = if args.provision_local { Services::NodeAndController } else { Services::Node };
     #[cfg(not(feature = "controller"))]
@@ -66,7 +82,7 @@ pub(super) async fn driver(
             routes.add_service(ControllerServer::new(Controller::new(node, node_id.clone(), gate.clone())))
         }
     };
-    let listener = listen(socket)?;
+    let listener = listen(socket, Reach::Owner)?;
     tracing::info!(socket = %socket.display(), node_id, "serving CSI");
     let end = CancellationToken::new();
     let stop = end.clone();
@@ -80,11 +96,18 @@ pub(super) async fn driver(
         end.cancel();
         anyhow::Ok(())
     };
-    let (served, told) = tokio::join!(server, told);
-    // The socket of a driver that has ended leads nowhere.
+    tokio::pin!(server);
+    tokio::select! {
+        served = &mut server => {
+            served.context("serve CSI")?;
+            anyhow::bail!("the listener ended by itself");
+        }
+        told = told => told?,
+    }
+    // The socket of a driver that has ended leads nowhere. It goes first, so that it cannot be a later driver's.
     let _ = std::fs::remove_file(socket);
-    told?;
-    served.context("serve CSI")
+    // A client that keeps its connection open keeps nobody from ending.
+    tokio::time::timeout(END_TIME, server).await.unwrap_or(Ok(())).context("serve CSI")
 }
 
 /// The name of this node: the one given, or the host's.
@@ -101,17 +124,18 @@ pub(super) fn node_id(given: Option<String>) -> Result<String, Faults> {
 fn address(args: &NodeArgs) -> Result<Address, Faults> {
     let fault = |what: String| Err(Faults::one(format!("--key-service: {what}")));
     let tls = [&args.tls_certificate, &args.tls_private_key, &args.tls_authority];
-    if let Some(path) = args.key_service.strip_prefix("unix://") {
+    if let Ok(path) = unix_path(&args.key_service) {
         if tls.iter().any(|file| file.is_some()) {
             return fault("a unix socket has no TLS; take the --tls flags out".to_owned());
         }
-        return Ok(Address::Unix(path.into()));
+        return Ok(Address::Unix(path));
     }
     let Some(authority) = args.key_service.strip_prefix("https://") else {
         return fault(format!("{:?} is not unix://PATH or https://HOST:PORT", args.key_service));
     };
-    let host = authority.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']'].as_slice()));
-    let Some(Ok(name)) = host.map(|host| ServerName::try_from(host.to_owned())) else {
+    let parts = authority.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+    let host = parts.map(|(host, _)| host.trim_matches(['[', ']'].as_slice()).to_owned());
+    let Some(Ok(name)) = host.map(ServerName::try_from) else {
         return fault(format!("{authority:?} is not HOST:PORT"));
     };
     let [Some(certificate), Some(private_key), Some(ca)] = tls.map(Clone::clone) else {

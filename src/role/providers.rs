@@ -15,8 +15,8 @@ use coffer::{
     },
     key::{
         cluster::ClusterKeys,
-        embedded::{Provider, Providers},
         kms::local::Local as LocalKms,
+        providers::{Provider, Providers},
     },
     keyservice::audit::Audit,
 };

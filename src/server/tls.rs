@@ -19,13 +19,15 @@ use rustls::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 
 /// How long a client may take to shake hands.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Handshakes at once.
+const HANDSHAKES: usize = 256;
 /// Connections that wait to be served.
 const BACKLOG: usize = 128;
 /// The protocol inside (RFC 7301): gRPC is HTTP/2.
@@ -144,7 +146,10 @@ impl ServerTls {
 pub fn incoming(listener: TcpListener, tls: Arc<ServerTls>) -> ReceiverStream<io::Result<TlsStream<TcpStream>>> {
     let (ready, connections) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {
+        let room = Arc::new(Semaphore::new(HANDSHAKES));
         loop {
+            // Before a handshake nobody knows who it is: strangers get a bounded part of what there is.
+            let Ok(place) = room.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = ready.closed() => return,
@@ -160,6 +165,7 @@ pub fn incoming(listener: TcpListener, tls: Arc<ServerTls>) -> ReceiverStream<io
             };
             let (acceptor, ready) = (TlsAcceptor::from(tls.current()), ready.clone());
             tokio::spawn(async move {
+                let _place = place;
                 match tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await {
                     // Nobody to serve it: the server has ended.
                     Ok(Ok(stream)) => drop(ready.send(Ok(stream)).await),

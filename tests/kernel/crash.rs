@@ -47,7 +47,7 @@ async fn restarted(mut bed: Bed) -> Result<()> {
     let (staged, target, second) = (bed.path("staged"), bed.path("target"), bed.path("second"));
     let volume = bed.driver.csi.create_filesystem("restarted", 32 * MIB, "ext4").await?;
     bed.driver.csi.stage_filesystem(&volume, &staged).await?;
-    bed.driver.csi.publish(&volume, &staged, &target, filesystem("", Mode::SingleNodeWriter)).await?;
+    bed.driver.csi.publish(&volume, &staged, &target, filesystem("", Mode::SingleNodeMultiWriter)).await?;
     fs::write(target.join("file"), "kept")?;
     let releases = bed.driver.releases();
     bed.driver.kill();
@@ -55,7 +55,7 @@ async fn restarted(mut bed: Bed) -> Result<()> {
     let csi = &bed.driver.csi;
     ensure!(fs::read_to_string(target.join("file"))? == "kept");
     csi.stage_filesystem(&volume, &staged).await.context("stage again")?;
-    csi.publish(&volume, &staged, &second, filesystem("", Mode::SingleNodeWriter)).await?;
+    csi.publish(&volume, &staged, &second, filesystem("", Mode::SingleNodeMultiWriter)).await?;
     csi.stats(&volume.volume_id, &target).await?;
     csi.unpublish(&volume.volume_id, &target).await?;
     csi.unpublish(&volume.volume_id, &second).await?;

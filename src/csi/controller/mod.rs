@@ -5,7 +5,7 @@
 
 mod volumes;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tonic::{Request, Response, Status, async_trait};
 
@@ -231,8 +231,9 @@ fn validate(info: &KeyInfo, request: ValidateVolumeCapabilitiesRequest) -> Valid
         confirmed: Some(Confirmed {
             volume_context: request.volume_context,
             volume_capabilities: request.volume_capabilities,
-            parameters: request.parameters,
-            mutable_parameters: request.mutable_parameters,
+            // Not looked at, so not confirmed.
+            parameters: HashMap::new(),
+            mutable_parameters: HashMap::new(),
         }),
         message: String::new(),
     }

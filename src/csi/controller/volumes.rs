@@ -20,6 +20,7 @@ use crate::{
     proto::csi::{
         ControllerExpandVolumeResponse, DeleteVolumeResponse, ListVolumesResponse, Volume, list_volumes_response::Entry,
     },
+    server::rpc as grpc,
     volume::{MIB, MapperName, Parameters, VolumeId},
 };
 
@@ -38,11 +39,16 @@ impl Controller {
         let overhead = Layout::of(&class.parameters).overhead_bytes();
         let existing = self.node.keys.describe(&volume_id, deadline).await?;
         let device_bytes = match &class.place {
-            Place::Device(path) => Some(self.device_bytes(&volume_id, path, &class.parameters, range).await?),
+            Place::Device(path) => {
+                let bytes = self.device_bytes(&volume_id, path, &class.parameters).await?;
+                expect_size(path, bytes, &class.parameters, range, existing.is_some())?;
+                Some(bytes)
+            }
             Place::Local => None,
         };
         let bytes = size(&class.parameters, range)?;
         if existing.is_none() && class.place == Place::Local {
+            self.expect_no_file(&volume_id).await?;
             // Asked before the record is made, so that a volume that cannot fit leaves no trace.
             self.expect_room(bytes + overhead).await?;
         }
@@ -110,19 +116,24 @@ impl Controller {
         volume_id: &VolumeId,
         path: &std::path::Path,
         parameters: &Parameters,
-        range: Range,
     ) -> Result<u64, Status> {
-        let attached = Device::at(path, self.node.blocks.clone()).attach(volume_id).await?;
+        let attached = Device::at(path, self.node.blocks.clone()).attach(volume_id).await;
+        let attached = attached
+            .map_err(|failure| Status::invalid_argument(format!("parameter device: {}", grpc::message(&failure))))?;
         let size = self.node.blocks.size(&attached.path).await;
         let size = size.map_err(|error| Status::internal(format!("measure {}: {error}", path.display())))?;
-        let bytes = size.saturating_sub(Layout::of(parameters).overhead_bytes());
-        if bytes < parameters.minimum_bytes() || !range.allows(bytes) {
-            return Err(Status::out_of_range(format!(
-                "device {} has room for {bytes} bytes, which is not the size that is asked for",
-                path.display()
-            )));
+        Ok(size.saturating_sub(Layout::of(parameters).overhead_bytes()))
+    }
+
+    /// A file without a record is what a deletion left that broke off, or what is left when records were lost.
+    async fn expect_no_file(&self, volume_id: &VolumeId) -> Result<(), Status> {
+        match self.node.pool.size(volume_id).await? {
+            None => Ok(()),
+            Some(_) => Err(Status::failed_precondition(format!(
+                "volume {volume_id} has a file in the pool and no key record: delete the volume if it is not needed, \
+                 or restore its record from a backup"
+            ))),
         }
-        Ok(bytes)
     }
 
     async fn expect_room(&self, needed: u64) -> Result<(), Status> {
@@ -211,6 +222,22 @@ impl Controller {
         let info = self.node.keys.describe(volume_id, deadline).await?;
         info.ok_or_else(|| Status::not_found(format!("there is no volume {volume_id}")))
     }
+}
+
+/// Refuses a device of another size than is asked for.
+fn expect_size(
+    device: &std::path::Path,
+    bytes: u64,
+    parameters: &Parameters,
+    range: Range,
+    exists: bool,
+) -> Result<(), Status> {
+    if bytes >= parameters.minimum_bytes() && range.allows(bytes) {
+        return Ok(());
+    }
+    let device = device.display();
+    let told = format!("device {device} has room for {bytes} bytes, which is not the size that is asked for");
+    Err(if exists { Status::already_exists(told) } else { Status::out_of_range(told) })
 }
 
 /// The size to make a volume, in bytes: what is required, at least what its content needs, in whole MiB where the

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     csi::request::{CONTEXT_DEVICE, Invalid, path, sized},
     node::{Capability, Form, source::Place},
-    volume::{Cipher, Content, Discard, FsType, Integrity, Parameters, SectorSize},
+    volume::{Cipher, Content, Discard, FsType, Integrity, MkfsOptions, Parameters, SectorSize},
 };
 
 /// What the parameters of a StorageClass ask for.
@@ -147,17 +147,12 @@ fn content(class: Option<FsType>, capabilities: &[Capability]) -> Result<Content
     Ok(Content::Filesystem(wanted.unwrap_or(FsType::Ext4)))
 }
 
-/// Words for mkfs, none of which can name a file: mkfs would read it, or write to it.
-fn mkfs_options(text: &str, content: Content) -> Result<Vec<String>, Invalid> {
+fn mkfs_options(text: &str, content: Content) -> Result<MkfsOptions, Invalid> {
     if content == Content::Block {
         return Err(Invalid::new("parameter mkfsOptions: a block volume has no file system"));
     }
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,.:^".contains(c);
     let words: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
-    match words.iter().find(|word| !word.chars().all(plain)) {
-        Some(word) => Err(Invalid::new(format!("parameter mkfsOptions: {word:?} is not allowed"))),
-        None => Ok(words),
-    }
+    MkfsOptions::try_from(words).map_err(|error| Invalid::new(format!("parameter mkfsOptions: {error}")))
 }
 
 /// `key=value,key=value`.

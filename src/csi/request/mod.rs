@@ -119,8 +119,9 @@ pub fn capability(capability: Option<&VolumeCapability>) -> Result<Capability, I
     let capability = capability.ok_or_else(|| Invalid::new("volume_capability is missing"))?;
     let mode = capability.access_mode.as_ref().ok_or_else(|| Invalid::new("access_mode is missing"))?;
     let access = match Mode::try_from(mode.mode) {
-        Ok(Mode::SingleNodeWriter | Mode::SingleNodeMultiWriter) => Use::Write,
-        Ok(Mode::SingleNodeSingleWriter) => Use::WriteAlone,
+        Ok(Mode::SingleNodeMultiWriter) => Use::Write,
+        // With SINGLE_NODE_MULTI_WRITER advertised, both of these mean one target (CSI, NodePublishVolume).
+        Ok(Mode::SingleNodeWriter | Mode::SingleNodeSingleWriter) => Use::WriteAlone,
         Ok(Mode::SingleNodeReaderOnly) => Use::Read,
         Ok(mode @ (Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)) => {
             return Err(Invalid::new(format!(

@@ -3,7 +3,7 @@
 //!
 //! Wrapped bytes: nonce (12) ‖ AES-256-GCM(KEK, nonce, inner key, AAD) (48).
 
-use std::{fs, io, path::Path};
+use std::path::Path;
 
 use async_trait::async_trait;
 use hkdf::Hkdf;
@@ -15,6 +15,7 @@ use crate::{
     key::{
         binding::Fields,
         envelope::{self, NONCE_BYTES},
+        keyfile::{self, KeyFileFault},
         kms::{Kms, KmsFailure, Wrapped},
     },
     secret::{InnerKey, KEY_BYTES, LocalKek},
@@ -27,9 +28,9 @@ const KEK_ID_LABEL: &str = "coffer/v1/local-kek-id";
 /// Why there is no local KEK.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalKeyFault {
-    /// The file cannot be read.
-    #[error("{0}")]
-    File(#[source] io::Error),
+    /// The file cannot be read, or others can read it.
+    #[error(transparent)]
+    File(#[from] KeyFileFault),
     /// The file does not hold base64.
     #[error("it does not hold base64")]
     NotBase64,
@@ -52,7 +53,7 @@ impl Local {
     /// # Errors
     /// The file cannot be read, or does not hold a key of exactly 32 bytes.
     pub fn load(path: &Path, salt: Option<&str>) -> Result<Self, LocalKeyFault> {
-        let text = Zeroizing::new(fs::read(path).map_err(LocalKeyFault::File)?);
+        let text = keyfile::read(path)?;
         let decoded = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, text.trim_ascii());
         let bytes = Zeroizing::new(decoded.map_err(|_| LocalKeyFault::NotBase64)?);
         let size = bytes.len();
@@ -108,7 +109,7 @@ mod tests {
 
     fn key_file(content: &str) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        fs::write(file.path(), content).expect("it can be written");
+        std::fs::write(file.path(), content).expect("it can be written");
         file
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A record becomes visible whole or not at all: it is written to a file of its own, flushed, and then linked
 //! (create) or renamed (replace) to its name, and the folder is flushed. Writers of all processes take a lock on the
-//! folder (flock(2)), so that compare and swap are one step; readers need none. A file that a crash left behind has a
+//! folder (flock(2)), so that compare and swap are one step and readers see what the disk has. A file that a crash left behind has a
 //! name that no record has, and is removed when the store is opened.
 
 use std::{
@@ -44,7 +44,10 @@ impl Filesystem {
         let fail = |step: &'static str| failure(step, folder);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail("make folder"))?;
         let store = Self { folder: folder.to_owned() };
-        let _lock = store.lock()?;
+        let lock = store.lock(FlockOperation::LockExclusive)?;
+        // What an earlier process made visible and did not live to flush; and the folder's own name.
+        let parent = folder.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all());
+        lock.sync_all().and(parent).map_err(fail("flush"))?;
         for entry in fs::read_dir(folder).map_err(fail("list"))? {
             let path = entry.map_err(fail("list"))?.path();
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(UNFINISHED)) {
@@ -71,9 +74,9 @@ impl Filesystem {
         Ok(false)
     }
 
-    fn lock(&self) -> Result<File, StoreFailure> {
+    fn lock(&self, operation: FlockOperation) -> Result<File, StoreFailure> {
         let folder = File::open(&self.folder).map_err(failure("open", &self.folder))?;
-        flock(&folder, FlockOperation::LockExclusive).map_err(|errno| failure("lock", &self.folder)(errno.into()))?;
+        flock(&folder, operation).map_err(|errno| failure("lock", &self.folder)(errno.into()))?;
         Ok(folder)
     }
 
@@ -86,7 +89,9 @@ impl Filesystem {
     }
 
     fn read(&self, volume_id: &VolumeId) -> Result<Option<Stored>, StoreFailure> {
-        let path = self.path(volume_id);
+        // Shared with other readers: a writer keeps it until the disk has what it wrote, so that nobody acts on a
+        // record that a power cut would take back.
+        let (_lock, path) = (self.lock(FlockOperation::LockShared)?, self.path(volume_id));
         let bytes = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             bytes => bytes.map_err(failure("read", &path))?,
@@ -99,10 +104,11 @@ impl Filesystem {
     }
 
     fn create_new(&self, record: &Record) -> Result<(), StoreFailure> {
-        let (folder, path) = (self.lock()?, self.path(&record.volume_id));
+        let (folder, path) = (self.lock(FlockOperation::LockExclusive)?, self.path(&record.volume_id));
         let unfinished = self.write_unfinished(record)?;
         let linked = fs::hard_link(&unfinished, &path);
-        fs::remove_file(&unfinished).map_err(failure("remove", &unfinished))?;
+        // The record is there by its own name; the other one, should it stay, goes at the next opening.
+        let _ = fs::remove_file(&unfinished);
         match linked {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(StoreFailure::Exists(record.volume_id.clone()))
@@ -112,7 +118,7 @@ impl Filesystem {
     }
 
     fn swap(&self, record: &Record, version: Version) -> Result<(), StoreFailure> {
-        let (folder, path) = (self.lock()?, self.path(&record.volume_id));
+        let (folder, path) = (self.lock(FlockOperation::LockExclusive)?, self.path(&record.volume_id));
         let now = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             bytes => Some(Version::of(&bytes.map_err(failure("read", &path))?)),
@@ -121,7 +127,11 @@ impl Filesystem {
             return Err(StoreFailure::Stale(record.volume_id.clone()));
         }
         let unfinished = self.write_unfinished(record)?;
-        fs::rename(&unfinished, &path).and_then(|()| folder.sync_all()).map_err(failure("replace", &path))
+        let renamed = fs::rename(&unfinished, &path).inspect_err(|_| {
+            // As above.
+            let _ = fs::remove_file(&unfinished);
+        });
+        renamed.and_then(|()| folder.sync_all()).map_err(failure("replace", &path))
     }
 
     fn write_unfinished(&self, record: &Record) -> Result<PathBuf, StoreFailure> {
@@ -146,7 +156,18 @@ impl Filesystem {
             if !path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(SUFFIX)) {
                 continue;
             }
-            let record = parse(&fs::read(&path).map_err(failure("read", &path))?, None, &path)?;
+            let record = match parse(&fs::read(&path).map_err(failure("read", &path))?, None, &path) {
+                Ok(record) if self.path(&record.volume_id) == path => record,
+                // One bad file does not hide all others; whoever asks for its volume is refused.
+                Ok(record) => {
+                    tracing::error!(path = %path.display(), volume_id = %record.volume_id, "not the record of its name");
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(path = %path.display(), error = ?error, "not a record; restore it from a backup");
+                    continue;
+                }
+            };
             if after.is_none_or(|after| record.volume_id > *after) {
                 records.push(record);
             }

@@ -92,7 +92,7 @@ pub trait DekStore: Send + Sync {
     /// At most `limit` records after a volume id, in the order of the volume ids.
     ///
     /// # Errors
-    /// The store does not answer, or holds something that is no record.
+    /// The store does not answer. What is no record is left out, and told in the log.
     async fn list(
         &self,
         after: Option<&VolumeId>,

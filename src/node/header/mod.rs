@@ -100,6 +100,12 @@ pub enum HeaderFault {
     /// The header has our UUID, and was changed.
     #[error("it holds the LUKS2 header of this volume, but the header was changed since Coffer wrote it")]
     Tag,
+    /// The volume was finished, and its header does not open it.
+    #[error("it was finished once, and its LUKS2 header was damaged since")]
+    Damaged,
+    /// The device is being written by somebody else.
+    #[error("its header is not the one that was written a moment ago: somebody else writes to the device")]
+    Overwritten,
     /// The metadata holds what Coffer never writes.
     #[error("the metadata of its LUKS2 header is not what Coffer writes: {0}")]
     Metadata(String),
@@ -161,12 +167,30 @@ impl Header {
         mark
     }
 
-    /// Whether a device bears this header's finish mark.
+    /// Whether a mark is this header's own.
     #[must_use]
-    pub fn is_finished(&self, area: &[u8], parameters: &Parameters, dek: &Dek) -> bool {
-        let (offset, mark) = (Layout::of(parameters).mark_offset(), self.finish_mark(dek));
+    pub fn is_finished(&self, mark: &Mark<'_>, dek: &Dek) -> bool {
         // Not secret: who can read the device sees the mark.
-        area.get(offset..offset + MARK_BYTES) == Some(mark.as_slice())
+        matches!(mark, Mark::Written(bytes) if *bytes == self.finish_mark(dek))
+    }
+}
+
+/// What lies where a finished volume bears its mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark<'a> {
+    /// Zeros: nothing was ever finished here.
+    Absent,
+    /// Something: what it marks is never made again.
+    Written(&'a [u8]),
+}
+
+impl<'a> Mark<'a> {
+    /// Looks at the start of a device.
+    #[must_use]
+    pub fn of(area: &'a [u8], parameters: &Parameters) -> Self {
+        let offset = Layout::of(parameters).mark_offset();
+        let bytes = area.get(offset..offset + MARK_BYTES).unwrap_or_default();
+        if bytes.iter().all(|byte| *byte == 0) { Self::Absent } else { Self::Written(bytes) }
     }
 }
 

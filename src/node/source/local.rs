@@ -12,6 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     node::{
@@ -28,7 +29,11 @@ pub struct Local {
     blocks: Arc<dyn Blocks>,
     /// Held while space is promised, so that two requests are not promised the same.
     promising: Arc<Mutex<()>>,
+    /// Held as long as the pool is used: requests for one volume are kept apart within one process only.
+    _lock: Arc<File>,
 }
+
+const UNFINISHED: &str = "unfinished";
 
 impl std::fmt::Debug for Local {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -66,12 +71,21 @@ impl Local {
     /// Opens a pool, and makes its folder where it is missing (mode 0700).
     ///
     /// # Errors
-    /// The folder cannot be made.
+    /// The folder cannot be made, or another driver has it.
     pub fn open(folder: &Path, blocks: Arc<dyn Blocks>) -> Result<Self, SourceFailure> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
         // The kernel shows mounts and loop devices by their real paths.
         let folder = made.and_then(|()| folder.canonicalize()).map_err(failure("make folder", folder))?;
-        Ok(Self { folder, blocks, promising: Arc::default() })
+        let lock = File::open(&folder).map_err(failure("open", &folder))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|errno| failure("lock, which another driver holds,", &folder)(errno.into()))?;
+        for entry in fs::read_dir(&folder).map_err(failure("list", &folder))?.flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == UNFINISHED) {
+                fs::remove_file(&path).map_err(failure("remove unfinished", &path))?;
+            }
+        }
+        Ok(Self { folder, blocks, promising: Arc::default(), _lock: Arc::new(lock) })
     }
 
     /// The size of a volume's file in bytes, where there is one.
@@ -97,16 +111,17 @@ impl Local {
             return Ok(size);
         }
         self.promise(&path, bytes, |path, bytes| {
-            let unfinished = path.with_extension("unfinished");
-            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-            file.set_len(bytes)?;
-            file.sync_all()?;
+            let unfinished = path.with_extension(UNFINISHED);
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+            let linked =
+                file.set_len(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::hard_link(&unfinished, path));
+            // It has its own name now, or is not wanted.
+            let _ = fs::remove_file(&unfinished);
             // A link never replaces: a file that somebody else made meanwhile stays as it is.
-            match fs::hard_link(&unfinished, path) {
+            match linked {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 linked => linked?,
             }
-            fs::remove_file(&unfinished)?;
             sync_folder(path)
         })
         .await?;
