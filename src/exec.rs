@@ -234,6 +234,7 @@ impl Exec for System {
         if deadline.left().is_zero() {
             return Err(ExecFailure::Deadline { program: name });
         }
+        let started = Instant::now();
         let mut child = command.spawn().map_err(|source| ExecFailure::Start { program: name, source })?;
         let group = Group::of(&child);
         let ended = tokio::time::timeout(deadline.left(), follow(&mut child, program.secret)).await;
@@ -246,7 +247,7 @@ impl Exec for System {
         let (status, stdout, stderr) = followed.map_err(|source| ExecFailure::Follow { program: name, source })?;
         let Some(code) = status.code() else { return Err(ExecFailure::Signalled { program: name }) };
         group.ended();
-        tracing::debug!(program = name, code, stderr, "program ended");
+        tracing::debug!(program = name, code, took = ?started.elapsed(), stderr, "program ended");
         Ok(Output { code, stdout, stderr })
     }
 }

@@ -125,7 +125,7 @@ const FENCES: &[Fence] = &[
     ),
     Fence::Unsafe(&["node/loopdev.rs"]),
     Fence::Below("secret.rs", &["crate::key", "crate::node", "crate::csi", "crate::exec", "crate::volume"]),
-    Fence::Below("volume.rs", &["crate::key", "crate::node", "crate::csi", "crate::exec"]),
+    Fence::Below("volume/", &["crate::key", "crate::node", "crate::csi", "crate::exec"]),
     Fence::Below("exec.rs", &["crate::key", "crate::node", "crate::csi"]),
     Fence::Below(
         "key/",

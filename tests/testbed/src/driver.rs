@@ -13,6 +13,18 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::csi::Csi;
 
+/// The name of every driver's node.
+pub const NODE: &str = "test-node";
+
+/// Which role of the program the driver is.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// Driver and key service in one process.
+    Dev,
+    /// The driver of a node, with these words; it serves on the state folder's socket.
+    Node(Vec<std::ffi::OsString>),
+}
+
 /// A driver. It is killed, and its volumes are let go of, when this is dropped.
 #[derive(Debug)]
 pub struct Driver {
@@ -20,6 +32,7 @@ pub struct Driver {
     pub csi: Csi,
     program: PathBuf,
     state_dir: PathBuf,
+    role: Role,
     child: Option<Child>,
 }
 
@@ -35,8 +48,16 @@ impl Driver {
                 bail!("keys init: {}", String::from_utf8_lossy(&init.stderr));
             }
         }
+        Self::start_as(program, state_dir, Role::Dev).await
+    }
+
+    /// Starts a driver in a role.
+    ///
+    /// # Errors
+    /// The driver does not become ready.
+    pub async fn start_as(program: &str, state_dir: &Path, role: Role) -> Result<Self> {
         let csi = Csi::at(&state_dir.join("csi.sock"));
-        let mut driver = Self { csi, program: program.into(), state_dir: state_dir.to_owned(), child: None };
+        let mut driver = Self { csi, program: program.into(), state_dir: state_dir.to_owned(), role, child: None };
         driver.start_again().await?;
         Ok(driver)
     }
@@ -49,9 +70,14 @@ impl Driver {
         let log = |name: &str| {
             fs::OpenOptions::new().append(true).create(true).open(self.state_dir.join(name)).context("open a log")
         };
+        let words = match &self.role {
+            Role::Dev => vec!["dev".into(), "--state-dir".into(), self.state_dir.clone().into_os_string()],
+            Role::Node(words) => words.clone(),
+        };
         let child = Command::new(&self.program)
-            .args(["--log-level", "debug", "dev", "--node-id", "test-node", "--state-dir"])
-            .arg(&self.state_dir)
+            .args(["--log-level", "debug"])
+            .args(words)
+            .args(["--node-id", NODE])
             .stdin(Stdio::null())
             .stdout(log("audit.log")?)
             .stderr(log("driver.log")?)

@@ -179,7 +179,7 @@ impl Drop for Guest {
 pub fn run_inside(words: &[String], time: Duration) -> Result<i32> {
     let program = std::env::current_exe()?.display().to_string();
     let command: Vec<_> = [program].into_iter().chain(words.iter().cloned()).collect();
-    Disk::new(48)?.boot(&command)?.finish(time)
+    Disk::new(8)?.boot(&command)?.finish(time)
 }
 
 /// The first process of a guest.
