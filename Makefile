@@ -27,4 +27,4 @@ lint:
 	cargo clippy --locked --no-default-features --features node --lib --bins -- -D warnings
 	cargo clippy --locked --no-default-features --features keyservice --lib --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
-	cargo deny --locked --offline check bans licenses sources
+	cargo deny --locked check bans licenses sources

@@ -1,7 +1,7 @@
 //! Logs: to standard error, for people or machines. Only our own lines are told below warnings, so that no library
 //! can write a request's body.
 
-use std::io;
+use std::io::{self, IsTerminal};
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Layer, filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
@@ -12,7 +12,9 @@ use crate::config::args::LogFormat;
 pub fn start(level: LevelFilter, format: LogFormat) {
     let ours = Targets::new().with_default(LevelFilter::WARN.min(level)).with_target("coffer", level);
     let layer = match format {
-        LogFormat::Text => fmt::layer().with_writer(io::stderr).with_target(false).boxed(),
+        LogFormat::Text => {
+            fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(io::stderr().is_terminal()).boxed()
+        }
         LogFormat::Json => fmt::layer().with_writer(io::stderr).json().boxed(),
     };
     // A second subscriber in one process is a test's.

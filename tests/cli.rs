@@ -24,6 +24,12 @@ fn succeeded(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Keys are read only where nobody else can read them.
+fn private(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("chmod");
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().expect("text")
 }
@@ -100,6 +106,7 @@ fn all_faults_of_a_key_service_are_told_at_once() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let config = folder.path().join("coffer.yaml");
     fs::write(folder.path().join("short.key"), "c2hvcnQ=").expect("written");
+    private(&folder.path().join("short.key"));
     fs::write(
         &config,
         "clusterId: 00000000-0000-0000-0000-000000000001

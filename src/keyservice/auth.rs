@@ -118,12 +118,16 @@ impl Guarded {
             Caller::Process | Caller::Uid(_) => Ok(()),
             Caller::Controller(_) => self.deny(format!("the key of volume {volume_id}")),
             Caller::Node(_) => {
-                let info = self.inner.describe(volume_id, deadline).await?;
-                let info = info.ok_or_else(|| KeyFailure::Missing(volume_id.clone()))?;
-                if generation.is_some_and(|generation| generation != info.generation) {
-                    return Err(KeyFailure::Superseded(volume_id.clone()));
+                match (self.inner.describe(volume_id, deadline).await?, generation) {
+                    (Some(info), Some(generation)) if generation != info.generation => {
+                        Err(KeyFailure::Superseded(volume_id.clone()))
+                    }
+                    (Some(info), _) => self.expect_bound(&info),
+                    // Nothing that a step could be taken on.
+                    (None, Some(_)) => Err(KeyFailure::Missing(volume_id.clone())),
+                    // The service says itself what there is not; what it gives is looked at again.
+                    (None, None) => Ok(()),
                 }
-                self.expect_bound(&info)
             }
         }
     }

@@ -233,3 +233,79 @@ impl Memory {
         read().map_err(LuksFailure::Memory)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Mutex, PoisonError},
+        time::Duration,
+    };
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::exec::Output;
+
+    /// Programs that end as a script says, and the words that they were given.
+    #[derive(Default)]
+    struct Scripted {
+        codes: Mutex<Vec<i32>>,
+        seen: Mutex<Vec<(String, Option<Vec<u8>>)>>,
+    }
+
+    impl Scripted {
+        fn ending(codes: &[i32]) -> Self {
+            Self { codes: Mutex::new(codes.iter().rev().copied().collect()), seen: Mutex::default() }
+        }
+
+        fn seen(&self) -> Vec<(String, Option<Vec<u8>>)> {
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        }
+    }
+
+    #[async_trait]
+    impl Exec for Scripted {
+        async fn run(&self, program: Program<'_>, _: Deadline) -> Result<Output, ExecFailure> {
+            let words: Vec<_> = program.words().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+            let stdin = program.stdin().map(<[u8]>::to_vec);
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).push((words.join(" "), stdin));
+            let code = self.codes.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            Ok(Output { code: code.expect("the script is long enough"), ..Output::default() })
+        }
+    }
+
+    async fn opened(exec: &Scripted, access: Access, discard: Discard) -> Result<PathBuf, LuksFailure> {
+        let mapper = MapperName::of(&"vol-1".parse().expect("an id"));
+        let open_what = Open { device: Path::new("/dev/x"), mapper: &mapper, access, discard };
+        let (header, dek) = (Header::unchecked(b"header"), Dek::born(|dek| dek.fill(7)));
+        open(exec, open_what, &header, &dek, Deadline::within(Duration::from_secs(1))).await
+    }
+
+    #[tokio::test]
+    async fn a_kernel_without_the_performance_flags_is_asked_again_without_them() {
+        let exec = Scripted::ending(&[1, 0]);
+        opened(&exec, Access::ReadWrite, Discard::Off).await.expect("the second time");
+        let seen = exec.seen();
+        assert!(seen[0].0.contains("--perf-no_read_workqueue") && !seen[1].0.contains("--perf"), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn a_wrong_key_and_a_busy_mapping_are_not_tried_again() {
+        let wrong = Scripted::ending(&[WRONG_KEY]);
+        assert!(matches!(opened(&wrong, Access::ReadWrite, Discard::Off).await, Err(LuksFailure::WrongKey)));
+        let busy = Scripted::ending(&[BUSY]);
+        assert!(matches!(opened(&busy, Access::ReadWrite, Discard::Off).await, Err(LuksFailure::Busy(_))));
+        assert_eq!((wrong.seen().len(), busy.seen().len()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn the_key_goes_to_standard_input_and_into_no_word() {
+        let exec = Scripted::ending(&[0]);
+        opened(&exec, Access::ReadOnly, Discard::On).await.expect("opened");
+        let (words, stdin) = &exec.seen()[0];
+        assert_eq!(stdin.as_deref(), Some([7; 32].as_slice()));
+        assert!(words.contains("--readonly") && words.contains("--allow-discards"), "{words}");
+        assert!(words.contains("--key-file - --keyfile-size 32") && words.contains("--header /proc/"), "{words}");
+        assert!(!words.contains("\u{7}\u{7}") && !words.contains("07070707"), "{words}");
+    }
+}

@@ -30,6 +30,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_device_of_the_node_becomes_a_volume", device),
         trial("a_file_system_with_errors_is_repaired_before_it_is_mounted", repaired),
         trial("a_request_for_another_file_system_is_refused", other_content),
+        trial("the_verbs_show_volumes_and_records_and_no_key", verbs),
     ]
 }
 
@@ -296,5 +297,25 @@ async fn other_content(bed: Bed) -> Result<()> {
     let blocked = csi.stage(&volume, &staged, block(Mode::SingleNodeWriter)).await;
     expect_status(blocked, Code::FailedPrecondition, &["ext4", "block"])?;
     ensure!(mappings().is_empty() && loops() == 0);
+    Ok(())
+}
+
+async fn verbs(bed: Bed) -> Result<()> {
+    let volume = bed.driver.csi.create_filesystem("pvc-shown", 64 * MIB, "xfs").await;
+    // XFS needs more, and gets it.
+    let volume = volume?;
+    let state = bed.driver.state_dir().display().to_string();
+    let listed = run(crate::COFFER, &["volumes", "list", "--state-dir", &state])?;
+    for expected in [volume.volume_id.as_str(), "prepared", "xfs", "314572800", "test-node", "pvc-shown"] {
+        ensure!(listed.contains(expected), "{expected} is not in\n{listed}");
+    }
+    let json = run(crate::COFFER, &["volumes", "list", "--json", "--state-dir", &state])?;
+    ensure!(serde_json::from_str::<serde_json::Value>(&json)?[0]["bytes"] == 300 * MIB, "{json}");
+    let by_name = run(crate::COFFER, &["records", "show", "pvc-shown", "--state-dir", &state])?;
+    let by_id = run(crate::COFFER, &["records", "show", &volume.volume_id, "--state-dir", &state])?;
+    ensure!(by_name == by_id && by_id.contains(r#""state": "prepared""#), "{by_id}");
+    let dek = crate::refusal::dek(&bed.driver, &volume.volume_id)?;
+    let base64: String = coffer::key::record::Base64::new(dek.expose_secret().to_vec()).into();
+    ensure!(!by_id.contains(&base64), "the record shows the key");
     Ok(())
 }
