@@ -73,7 +73,7 @@ fn node_code(failure: &NodeFailure) -> Code {
         NodeFailure::Path { .. } | NodeFailure::Unsupported(_) => Code::InvalidArgument,
         NodeFailure::Incompatible { .. } => Code::AlreadyExists,
         NodeFailure::NotThere { .. } => Code::NotFound,
-        NodeFailure::StaleMapping { .. } => Code::Aborted,
+        NodeFailure::StaleMapping { .. } | NodeFailure::Busy { .. } => Code::Aborted,
         NodeFailure::NotThatLarge { .. } => Code::OutOfRange,
     }
 }
@@ -81,6 +81,7 @@ fn node_code(failure: &NodeFailure) -> Code {
 fn source_code(failure: &SourceFailure) -> Code {
     match failure {
         SourceFailure::Missing { .. } => Code::NotFound,
+        SourceFailure::Io { source, .. } if source.kind() == std::io::ErrorKind::ResourceBusy => Code::Aborted,
         SourceFailure::Io { .. } => Code::Internal,
     }
 }

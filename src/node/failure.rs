@@ -170,6 +170,14 @@ pub enum NodeFailure {
         /// Where.
         what: String,
     },
+    /// Somebody is at work on the volume's device or mapping, and a retry finds it free.
+    #[error("volume {volume_id} is busy: {what}; try again")]
+    Busy {
+        /// The volume.
+        volume_id: VolumeId,
+        /// In which way.
+        what: String,
+    },
     /// The volume has one writer, and it is another.
     #[error("volume {volume_id} allows one writer and is published on {}", path.display())]
     HasWriter {

@@ -111,8 +111,8 @@ impl Node {
     async fn claim(&self, key: &VolumeKey, device: &Path) -> Result<OwnedFd, NodeFailure> {
         self.blocks.claim(device).await.map_err(|error| match error.kind() {
             io::ErrorKind::ResourceBusy => {
-                let what = format!("through {}, by somebody else", device.display());
-                NodeFailure::InUse { volume_id: key.info.volume_id.clone(), what }
+                let what = format!("somebody else has {}", device.display());
+                NodeFailure::Busy { volume_id: key.info.volume_id.clone(), what }
             }
             _ => NodeFailure::io("claim", device)(error),
         })

@@ -113,7 +113,7 @@ impl Node {
     async fn close(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), NodeFailure> {
         match luks::close(self.exec.as_ref(), &MapperName::of(volume_id), deadline).await {
             Err(LuksFailure::Busy(mapper)) => {
-                Err(NodeFailure::InUse { volume_id: volume_id.clone(), what: format!("through /dev/mapper/{mapper}") })
+                Err(NodeFailure::Busy { volume_id: volume_id.clone(), what: format!("/dev/mapper/{mapper} is open") })
             }
             closed => closed.map_err(NodeFailure::luks("close", volume_id)),
         }

@@ -203,7 +203,8 @@ impl Node {
         let opened = luks::open(self.exec.as_ref(), open, header, &key.dek, deadline).await;
         opened.map_err(|source| match source {
             LuksFailure::Busy(mapper) => {
-                NodeFailure::InUse { volume_id: volume_id.clone(), what: format!("through /dev/mapper/{mapper}") }
+                let what = format!("/dev/mapper/{mapper} or its device is in use");
+                NodeFailure::Busy { volume_id: volume_id.clone(), what }
             }
             source => NodeFailure::luks("open", volume_id)(source),
         })

@@ -33,6 +33,11 @@ impl Node {
                 self.mounts.unmount(&path).await.map_err(NodeFailure::io("unmount", &path))?;
             }
             self.close(volume_id, deadline).await?;
+            if self.mapping(volume_id).await?.is_some() {
+                // Somebody else is at closing it: it is not said to be closed before it is.
+                let what = "its mapping is being closed".to_owned();
+                return Err(NodeFailure::Busy { volume_id: volume_id.clone(), what });
+            }
         } else if mounted_at(&mounts, &path).is_some() {
             return Err(NodeFailure::Occupied { path, what: "something else than this volume is mounted there" });
         }

@@ -126,9 +126,18 @@ async fn stage(bed: &Bed, volume: &coffer::proto::csi::Volume) -> Result<()> {
     for _ in 0..100 {
         match bed.driver.csi.stage_filesystem(volume, &bed.path("staged")).await {
             // What the killed driver had started still runs.
-            Err(status) if status.code() == Code::Aborted || status.message().contains("in use") => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            Err(status) if status.code() == Code::Aborted => tokio::time::sleep(Duration::from_millis(50)).await,
+            answer => return Ok(answer?),
+        }
+    }
+    anyhow::bail!("the volume stays busy")
+}
+
+/// Unstages when nobody else is at closing the volume any more.
+async fn unstage(bed: &Bed, volume_id: &str) -> Result<()> {
+    for _ in 0..100 {
+        match bed.driver.csi.unstage(volume_id, &bed.path("staged")).await {
+            Err(status) if status.code() == Code::Aborted => tokio::time::sleep(Duration::from_millis(50)).await,
             answer => return Ok(answer?),
         }
     }
@@ -194,8 +203,8 @@ async fn close(mut bed: Bed, when: When) -> Result<()> {
     ensure!(running.await?.is_err(), "a killed driver answered");
     bed.driver.start_again().await?;
     pause.go()?;
-    bed.driver.csi.unstage(&volume.volume_id, &staged).await?;
-    ensure!(mappings().is_empty() && loops() == 0);
+    unstage(&bed, &volume.volume_id).await?;
+    ensure!(mappings().is_empty() && loops() == 0, "{:?}, {} loop devices", mappings(), loops());
     stage(&bed, &volume).await?;
     ensure!(fs::read_to_string(staged.join("file"))? == "kept");
     Ok(bed.driver.csi.unstage(&volume.volume_id, &staged).await?)

@@ -9,12 +9,14 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
+    exec::Deadline,
     node::{
         block::{Attached, Blocks, blocking},
         source::{BlockSource, SourceFailure},
@@ -33,6 +35,9 @@ pub struct Local {
     _lock: Arc<File>,
 }
 
+/// How long a device that was detached may take to go.
+const RELEASE_TIME: Duration = Duration::from_secs(3);
+const RELEASE_STEP: Duration = Duration::from_millis(20);
 const UNFINISHED: &str = "unfinished";
 
 impl std::fmt::Debug for Local {
@@ -247,8 +252,15 @@ impl BlockSource for Local {
     }
 
     async fn detach(&self, volume_id: &VolumeId) -> Result<(), SourceFailure> {
-        for device in self.devices(volume_id).await? {
+        let waited = Deadline::within(RELEASE_TIME);
+        while let Some(device) = self.devices(volume_id).await?.into_iter().next() {
             self.blocks.detach(&device).await.map_err(failure("detach", &device))?;
+            if waited.left().is_zero() {
+                let busy = io::Error::new(io::ErrorKind::ResourceBusy, "somebody still has it open");
+                return Err(failure("detach", &device)(busy));
+            }
+            // A device that somebody is about to close goes when they have, and is not said to be gone before.
+            tokio::time::sleep(RELEASE_STEP).await;
         }
         let Some(path) = self.path(volume_id) else { return Ok(()) };
         self.blocking("flush", &path, |path| match File::open(path) {
