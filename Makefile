@@ -9,8 +9,7 @@ help:
 
 demo:
 	@tests/install kernel
-	cargo build --quiet --locked --tests
-	@cargo test --quiet --locked --test demo
+	cargo test --locked --test demo
 
 test:
 	@tests/install kernel sanity

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::Path,
-    process::{Child, Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
@@ -20,10 +20,10 @@ use coffer::{
     },
     proto::csi::Volume,
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use testbed::{
     driver::{Driver, Role},
     guest,
+    keyservice::KeyService,
 };
 
 const COFFER: &str = env!("CARGO_BIN_EXE_coffer");
@@ -61,10 +61,10 @@ async fn bench() -> Result<()> {
     let embedded = compare(&raw, &driver, &volume, &staged).await?;
     let steps = steps(&driver.log());
     driver.kill();
-    let wire = Wire::new(folder.path(), &state)?;
-    let remote = Driver::start_as(COFFER, &state, Role::Node(wire.words())).await?;
+    let keyservice = KeyService::start(COFFER, folder.path(), &state)?;
+    let remote = Driver::start_as(COFFER, &state, Role::Node(keyservice.words())).await?;
     let over_tls = compare(&raw, &remote, &volume, &staged).await?;
-    drop(wire);
+    drop(keyservice);
 
     println!("{:<58} {:>9} {:>7}", "", "median", "ratio");
     let row = |what: &str, time: Duration, base: Duration| {
@@ -147,67 +147,6 @@ fn run(program: &str, words: &[&str]) -> Result<String> {
     let output = Command::new(program).args(words).output()?;
     ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// A key service over mutual TLS on loopback, and the words for a node that asks it.
-struct Wire {
-    child: Child,
-    words: Vec<std::ffi::OsString>,
-}
-
-impl Wire {
-    fn new(folder: &Path, state: &Path) -> Result<Self> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        fs::write(folder.join("ca.pem"), authority.pem())?;
-        for (name, san) in [
-            ("server", SanType::DnsName("localhost".try_into()?)),
-            ("node", SanType::URI("coffer://node/test-node".try_into()?)),
-        ] {
-            let mut params = CertificateParams::new(Vec::new())?;
-            params.subject_alt_names.push(san);
-            let key = KeyPair::generate()?;
-            fs::write(folder.join(format!("{name}.crt")), params.signed_by(&key, &authority)?.pem())?;
-            fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
-        }
-        let (port, config) = (7443, folder.join("coffer.yaml"));
-        fs::write(
-            &config,
-            format!(
-                "listen: {{tls: {{address: '127.0.0.1:{port}', certificate: server.crt, privateKey: server.key, \
-                 clientAuthority: ca.pem}}}}\nproviders: {{cluster: {{type: cluster-key, file: {0}/cluster-key.json}}}}\n\
-                 store: {{type: filesystem, path: {0}/records}}\nauditLog: audit.log\n",
-                state.display()
-            ),
-        )?;
-        let child = Command::new(COFFER)
-            .args(["keyservice", "--config"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stderr(fs::File::create(folder.join("keyservice.log"))?)
-            .spawn()?;
-        let mut words: Vec<std::ffi::OsString> = ["node", "--provision-local"].map(Into::into).into();
-        let mut flag = |name: &str, value: String| words.extend([name.into(), value.into()]);
-        flag("--listen", format!("unix://{}", state.join("csi.sock").display()));
-        flag("--pool-dir", state.join("volumes").display().to_string());
-        flag("--key-service", format!("https://localhost:{port}"));
-        flag("--tls-certificate", folder.join("node.crt").display().to_string());
-        flag("--tls-private-key", folder.join("node.key").display().to_string());
-        flag("--tls-authority", folder.join("ca.pem").display().to_string());
-        Ok(Self { child, words })
-    }
-
-    fn words(&self) -> Vec<std::ffi::OsString> {
-        self.words.clone()
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// The medians between the lines that a stage logs.

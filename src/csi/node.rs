@@ -8,8 +8,8 @@ use crate::{
     csi::{Gate, TOPOLOGY_KEY, request},
     node::{
         self,
+        block::Access,
         failure::NodeFailure,
-        mount::Access,
         publish::Publish,
         stage::Stage,
         stats::{Condition, Size, Stats},

@@ -15,10 +15,7 @@ use async_trait::async_trait;
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use crate::{
-    node::{loopdev, mount::Access},
-    volume::MapperName,
-};
+use crate::{node::loopdev, volume::MapperName};
 
 /// The number of a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +39,15 @@ impl DeviceNumber {
         let (major, minor) = text.trim().split_once(':')?;
         Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
     }
+}
+
+/// Whether something may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It may.
+    ReadWrite,
+    /// It may not.
+    ReadOnly,
 }
 
 /// An open device-mapper mapping.

@@ -26,13 +26,14 @@ use crate::{
     exec::Deadline,
     key::service::{Attempt, VolumeKey},
     node::{
-        Node, NodeFailure, filesystem,
+        Node, NodeFailure,
+        block::Access,
+        filesystem,
         header::{
             self, Header, HeaderFault, Layout, Mark,
             found::{BLANK_HEAD_BYTES, BLANK_TAIL_BYTES, Found, examine},
         },
         luks::{self, LuksFailure},
-        mount::Access,
     },
     volume::Content,
 };
@@ -121,16 +122,8 @@ impl Node {
     /// The start of a device that is blank, or bears this volume's own header, or what a write of it left behind.
     async fn expect_blank_or_ours(&self, key: &VolumeKey, device: &Path) -> Result<Vec<u8>, NodeFailure> {
         let (info, layout) = (&key.info, Layout::of(&key.info.parameters));
-        let bytes = self.blocks.size(device).await.map_err(NodeFailure::io("measure", device))?;
         let needed = layout.overhead_bytes() + info.parameters.minimum_bytes();
-        if bytes < needed {
-            return Err(NodeFailure::TooSmall {
-                volume_id: info.volume_id.clone(),
-                device: device.to_owned(),
-                bytes,
-                needed,
-            });
-        }
+        let bytes = self.expect_bytes(info, device, needed).await?;
         let read = |offset: u64, length: u64| async move {
             let length = usize::try_from(length).expect("a few MiB fit into memory");
             self.blocks.read(device, offset, length).await.map_err(NodeFailure::io("read", device))

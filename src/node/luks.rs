@@ -19,8 +19,8 @@ use uuid::Uuid;
 use crate::{
     exec::{Deadline, Exec, ExecFailure, Program},
     node::{
+        block::Access,
         header::{Header, ITERATIONS, Layout},
-        mount::Access,
     },
     secret::{Dek, KEY_BYTES},
     volume::{Discard, Integrity, MapperName, Parameters},

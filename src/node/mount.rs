@@ -11,18 +11,9 @@ use async_trait::async_trait;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::{
-    node::block::{DeviceNumber, blocking},
+    node::block::{Access, DeviceNumber, blocking},
     volume::FsType,
 };
-
-/// Whether something may be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// It may.
-    ReadWrite,
-    /// It may not.
-    ReadOnly,
-}
 
 /// One line of the table of mounts (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]

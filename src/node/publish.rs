@@ -8,9 +8,9 @@ use std::{
 use crate::{
     node::{
         Capability, Form, Node, NodeFailure, Use,
-        block::Mapping,
+        block::{Access, Mapping},
         is_node_of,
-        mount::{Access, Mount, Options},
+        mount::{Mount, Options},
         mounted_at, shows,
         target::{Kind, Target},
     },

@@ -22,11 +22,10 @@ use crate::{
     },
     node::{
         Capability, Form, Node, NodeFailure, Use,
-        block::Mapping,
+        block::{Access, Mapping},
         filesystem, group,
         header::{Header, HeaderFault, Layout},
         luks::{self, LuksFailure},
-        mount::Access,
         mounted_at, shows,
         source::Place,
         target::{Kind, Target},
@@ -166,17 +165,9 @@ impl Node {
     /// Reads the header of a finished volume, once, and authenticates it.
     pub(super) async fn header(&self, key: &VolumeKey, device: &Path) -> Result<Header, NodeFailure> {
         let info = &key.info;
-        let bytes = self.blocks.size(device).await.map_err(NodeFailure::io("measure", device))?;
         let layout = Layout::of(&info.parameters);
         let needed = layout.overhead_bytes() + u64::from(info.parameters.sector_size.bytes());
-        if bytes < needed {
-            return Err(NodeFailure::TooSmall {
-                volume_id: info.volume_id.clone(),
-                device: device.to_owned(),
-                bytes,
-                needed,
-            });
-        }
+        self.expect_bytes(info, device, needed).await?;
         let area = self.blocks.read(device, 0, layout.header_bytes()).await;
         let area = area.map_err(NodeFailure::io("read the header of", device))?;
         let refused = |source| NodeFailure::Header {
@@ -189,6 +180,17 @@ impl Node {
         Header::authenticate(&area, info.luks_uuid, &info.parameters, tag, &key.dek).map_err(refused)
     }
 
+    /// The size of a device, in bytes, which has to be at least what is needed.
+    pub(super) async fn expect_bytes(&self, info: &KeyInfo, device: &Path, needed: u64) -> Result<u64, NodeFailure> {
+        let bytes = self.blocks.size(device).await.map_err(NodeFailure::io("measure", device))?;
+        if bytes >= needed {
+            return Ok(bytes);
+        }
+        let (volume_id, device) = (info.volume_id.clone(), device.to_owned());
+        Err(NodeFailure::TooSmall { volume_id, device, bytes, needed })
+    }
+
+    /// Opens a mapping with a header that was checked.
     pub(super) async fn open(
         &self,
         key: &VolumeKey,

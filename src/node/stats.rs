@@ -3,11 +3,7 @@
 use std::path::Path;
 
 use crate::{
-    node::{
-        Node, NodeFailure, is_node_of,
-        mount::{Access, Usage},
-        mounted_at, shows,
-    },
+    node::{Node, NodeFailure, block::Access, is_node_of, mount::Usage, mounted_at, shows},
     volume::VolumeId,
 };
 

@@ -205,6 +205,8 @@ async fn header(bed: Bed) -> Result<()> {
     let (csi, staged) = (&bed.driver.csi, bed.path("staged"));
     let volume = csi.create_filesystem("header", 64 * MIB, "ext4").await?;
     csi.stage_filesystem(&volume, &staged).await?;
+    let attached = run("losetup", &["--noheadings", "--output", "DIO,AUTOCLEAR", "--list"])?;
+    ensure!(attached.split_whitespace().collect::<Vec<_>>() == ["1", "1"], "no direct I/O or no autoclear: {attached}");
     csi.unstage(&volume.volume_id, &staged).await?;
     let file = bed.driver.file(&volume.volume_id);
     ensure!(fs::metadata(&file)?.len() == 65 * MIB, "the header takes more than a MiB of its own");

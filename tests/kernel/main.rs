@@ -12,6 +12,7 @@ mod input;
 mod power;
 mod refusal;
 mod sanity;
+mod wire;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -41,8 +42,13 @@ fn main() -> ExitCode {
         crash::trials(),
         input::trials(),
         sanity::trials(),
+        wire::trials(),
     ];
     let on_kernel: Vec<_> = on_kernel.into_iter().flatten().collect();
+    if inside && std::env::var_os("TESTBED_GUEST").is_none() && !mappings().is_empty() {
+        println!("this machine has volumes of Coffer open, which the tests would close: {:?}", mappings());
+        return ExitCode::FAILURE;
+    }
     if inside || arguments.list {
         let power = if std::env::var_os("TESTBED_GUEST").is_some() { Vec::new() } else { power::trials() };
         return libtest_mimic::run(&arguments, on_kernel.into_iter().chain(power).collect()).exit_code();

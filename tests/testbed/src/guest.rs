@@ -29,7 +29,8 @@ pub const INSTALL: &str =
 /// Whether this process runs on a kernel with device-mapper: in a guest, or natively.
 #[must_use]
 pub fn has_device_mapper() -> bool {
-    std::env::var_os(INSIDE).is_some() || Path::new("/dev/mapper/control").exists()
+    let natively = Path::new("/dev/mapper/control").exists() && rustix::process::geteuid().is_root();
+    std::env::var_os(INSIDE).is_some() || natively
 }
 
 /// A folder for a test's files on the disk that a guest has, or on this machine's.

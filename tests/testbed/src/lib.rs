@@ -4,6 +4,7 @@
 pub mod csi;
 pub mod driver;
 pub mod guest;
+pub mod keyservice;
 pub mod pause;
 
 /// The workspace's folder.
