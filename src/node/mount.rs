@@ -162,6 +162,13 @@ pub trait Mounts: Send + Sync {
     /// It is in use, or nothing is mounted there.
     async fn unmount(&self, target: &Path) -> io::Result<()>;
 
+    /// How many errors the kernel has noted in the file system of a device, by the device's kernel name. Only ext4
+    /// counts them (Documentation/ABI/testing/sysfs-fs-ext4).
+    ///
+    /// # Errors
+    /// The count cannot be read.
+    async fn errors(&self, kernel_name: &str) -> io::Result<u64>;
+
     /// How full the file system at a path is.
     ///
     /// # Errors
@@ -205,6 +212,15 @@ impl Mounts for LinuxMounts {
     async fn unmount(&self, target: &Path) -> io::Result<()> {
         let target = target.to_owned();
         blocking(move || Ok(rustix::mount::unmount(target, UnmountFlags::NOFOLLOW)?)).await
+    }
+
+    async fn errors(&self, kernel_name: &str) -> io::Result<u64> {
+        let file = format!("/sys/fs/ext4/{kernel_name}/errors_count");
+        blocking(move || match fs::read_to_string(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            count => Ok(count?.trim().parse().unwrap_or(0)),
+        })
+        .await
     }
 
     async fn usage(&self, path: &Path) -> io::Result<Usage> {

@@ -51,6 +51,12 @@ impl Node {
             )
         } else if mount.super_access == Access::ReadOnly && mount.access == Access::ReadWrite {
             Condition::Abnormal("the file system became read-only after an error: look at the kernel log and the disk")
+        } else if self.mounts.errors(&mapping.kernel_name).await.is_ok_and(|errors| errors > 0) {
+            // The flag of the mount does not show it on every kernel: since 6.12 it stays as it was.
+            Condition::Abnormal(
+                "the kernel found errors in the file system: look at the kernel log and the disk, and restart the \
+                 volume's pods; it is repaired before it is mounted again",
+            )
         } else {
             Condition::Normal
         };

@@ -29,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("the_header_is_small_and_has_room_for_three_keyslots", header),
         trial("a_device_of_the_node_becomes_a_volume", device),
         trial("a_file_system_with_errors_is_repaired_before_it_is_mounted", repaired),
+        trial("the_parameters_of_a_class_reach_disk_and_kernel", class_parameters),
         trial("a_request_for_another_file_system_is_refused", other_content),
         trial("the_verbs_show_volumes_and_records_and_no_key", verbs),
     ]
@@ -264,22 +265,50 @@ async fn repaired(bed: Bed) -> Result<()> {
     let volume = csi.create_filesystem("errors", 64 * MIB, "ext4").await?;
     csi.stage_filesystem(&volume, &staged).await?;
     fs::write(staged.join("file"), MARK)?;
+    run("sync", &[])?;
     // The kernel notes an error in the superblock when it is told of one.
     let [mapping] = &mappings()[..] else { anyhow::bail!("{:?}", mappings()) };
-    let name = fs::canonicalize(format!("/dev/mapper/{mapping}"))?;
-    let name = if name.starts_with("/dev/mapper") {
-        device_name(mapping)?
-    } else {
-        name.file_name().context("a name")?.to_string_lossy().into_owned()
-    };
-    fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "a test")?;
-    let stats = csi.stats(&volume.volume_id, &staged).await?;
-    let _ = stats;
+    fs::write(format!("/sys/fs/ext4/{}/trigger_fs_error", device_name(mapping)?), "a test")?;
+    let condition = csi.stats(&volume.volume_id, &staged).await?.volume_condition.context("a condition")?;
+    ensure!(condition.abnormal && condition.message.contains("errors"), "{condition:?}");
     csi.unstage(&volume.volume_id, &staged).await?;
     csi.stage_filesystem(&volume, &staged).await?;
     ensure!(bed.driver.log().contains("repairing before the mount"), "{}", bed.driver.log());
     ensure!(fs::read(staged.join("file"))? == MARK);
+    let condition = csi.stats(&volume.volume_id, &staged).await?.volume_condition.context("a condition")?;
+    ensure!(!condition.abnormal, "{condition:?}");
     Ok(csi.unstage(&volume.volume_id, &staged).await?)
+}
+
+async fn class_parameters(bed: Bed) -> Result<()> {
+    let (csi, staged) = (&bed.driver.csi, bed.path("staged"));
+    let plain = csi.create_filesystem("plain", 64 * MIB, "ext4").await?;
+    csi.stage_filesystem(&plain, &staged).await?;
+    let inodes = async |id: &str| anyhow::Ok(csi.stats(id, &staged).await?.usage[1].total);
+    let few = inodes(&plain.volume_id).await?;
+    ensure!(!run("findmnt", &["-n", "-o", "OPTIONS", &staged.display().to_string()])?.contains("discard"));
+    csi.unstage(&plain.volume_id, &staged).await?;
+
+    let mut request = new_volume("chosen", 64 * MIB, writer(""));
+    for (key, value) in [
+        ("fsType", "ext4"),
+        ("sectorSize", "512"),
+        ("discard", "true"),
+        ("mkfsOptions", "-i 2048"),
+        ("context", "team=blue"),
+    ] {
+        request.parameters.insert(key.to_owned(), value.to_owned());
+    }
+    let chosen = csi.create(request).await?;
+    csi.stage_filesystem(&chosen, &staged).await?;
+    ensure!(inodes(&chosen.volume_id).await? > few, "mkfs did not get its option");
+    ensure!(run("findmnt", &["-n", "-o", "OPTIONS", &staged.display().to_string()])?.contains("discard"));
+    csi.unstage(&chosen.volume_id, &staged).await?;
+    let dump = run("cryptsetup", &["luksDump", &bed.driver.file(&chosen.volume_id).display().to_string()])?;
+    ensure!(dump.contains("sector: 512"), "{dump}");
+    ensure!(fs::read_to_string(bed.driver.record(&chosen.volume_id))?.contains(r#""team": "blue""#));
+    csi.stage_filesystem(&chosen, &staged).await?;
+    Ok(csi.unstage(&chosen.volume_id, &staged).await?)
 }
 
 fn device_name(mapping: &str) -> Result<String> {
