@@ -336,8 +336,13 @@ mod tests {
         let failed = run(Program::new("sh").args(["-c", &script]), Duration::from_millis(500)).await;
         assert!(matches!(failed, Err(ExecFailure::Deadline { program: "sh" })), "{failed:?}");
         let grandchild = std::fs::read_to_string(pids.path()).expect("the pid was written");
-        let state = std::fs::read_to_string(format!("/proc/{}/stat", grandchild.trim()));
-        assert!(state.is_err() || state.is_ok_and(|stat| stat.contains(") Z")), "the grandchild still runs");
+        let stat = format!("/proc/{}/stat", grandchild.trim());
+        // A signal was sent; the kernel ends the process when it next gets to run.
+        let waited = Deadline::within(LONG);
+        while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z")) {
+            assert!(!waited.left().is_zero(), "the grandchild still runs");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     #[test]
