@@ -15,7 +15,7 @@
 //!
 //! Invariants, each with a test: a volume is formatted only while its record says that no user has written to it; only
 //! a header that was authenticated is opened, and it is the checked copy that is opened; a key is stored before it is
-//! used; a refusal changes nothing; no key is in an argument, an environment, a file, a log line or an error.
+//! used; a refusal changes nothing; no DEK is in an argument, an environment, a file, a log line or an error.
 
 #[cfg(feature = "keyservice")]
 pub mod admin;

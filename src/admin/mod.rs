@@ -1,4 +1,4 @@
-//! The operator's verbs, one file each. They print to standard output and change nothing they do not say.
+//! The operator's verbs, one file each. They print to standard output.
 
 pub mod keys;
 pub mod records;

@@ -1,10 +1,13 @@
 //! Why a node did not do as it was asked: the failed step, the volume, and what to do next.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     exec::ExecFailure,
-    key::service::KeyFailure,
+    key::service::{KeyFailure, KeyInfo},
     node::{header::HeaderFault, luks::LuksFailure, source::SourceFailure},
     volume::{Content, VolumeId},
 };
@@ -229,6 +232,11 @@ pub enum NodeFailure {
 impl NodeFailure {
     pub(crate) fn key(volume_id: &VolumeId) -> impl Fn(KeyFailure) -> Self {
         move |source| Self::Key { volume_id: volume_id.clone(), source }
+    }
+
+    pub(crate) fn header(info: &KeyInfo, device: &Path) -> impl Fn(HeaderFault) -> Self {
+        let (volume_id, device, luks_uuid) = (info.volume_id.clone(), device.to_owned(), info.luks_uuid);
+        move |source| Self::Header { volume_id: volume_id.clone(), device: device.clone(), luks_uuid, source }
     }
 
     pub(crate) fn source(volume_id: &VolumeId) -> impl Fn(SourceFailure) -> Self {

@@ -55,20 +55,21 @@ impl Node {
     ) -> Result<PathBuf, NodeFailure> {
         let VolumeKey { info, dek } = key;
         let (volume_id, parameters) = (&info.volume_id, &info.parameters);
+        let refused = NodeFailure::header(info, device);
         // From the look to the last byte of the header nobody else may have the device: two volumes can name one.
         let claim = self.claim(key, device).await?;
         let area = self.expect_blank_or_ours(key, device).await?;
-        let begun = self.keys.begin_format(volume_id, info.generation, deadline).await;
-        let begun = begun.map_err(NodeFailure::key(volume_id))?;
-        let attempt = Attempt { generation: begun.generation, number: begun.format_attempt };
         let mark = Mark::of(&area, parameters);
         let written = Header::adopt(&area, info.luks_uuid, parameters, dek).ok();
         let finished = written.as_ref().is_some_and(|header| header.is_finished(&mark, dek));
         if finished {
             tracing::warn!(%volume_id, "the device holds this volume, finished: it is kept, and the record follows");
         } else if mark != Mark::Absent {
-            return Err(refused(key, device, HeaderFault::Damaged));
+            return Err(refused(HeaderFault::Damaged));
         }
+        let begun = self.keys.begin_format(volume_id, info.generation, deadline).await;
+        let begun = begun.map_err(NodeFailure::key(volume_id))?;
+        let attempt = Attempt { generation: begun.generation, number: begun.format_attempt };
         let header = match written {
             Some(header) => header,
             None => self.write_header(key, device, deadline).await?,
@@ -79,7 +80,7 @@ impl Node {
                 // A power cut tore its keyslot. The device is looked at again: it was nobody's for a moment.
                 let claim = self.claim(key, device).await?;
                 if self.expect_blank_or_ours(key, device).await? != area {
-                    return Err(refused(key, device, HeaderFault::Overwritten));
+                    return Err(refused(HeaderFault::Overwritten));
                 }
                 let header = self.write_header(key, device, deadline).await?;
                 drop(claim);
@@ -91,7 +92,7 @@ impl Node {
         // The mapping holds the device now; what it was opened with must be what lies on it.
         let now = self.blocks.read(device, 0, header.bytes().len()).await;
         if now.map_err(NodeFailure::io("read the header of", device))? != header.bytes() {
-            return Err(refused(key, device, HeaderFault::Overwritten));
+            return Err(refused(HeaderFault::Overwritten));
         }
         if !finished {
             if let Content::Filesystem(fs_type) = parameters.content {
@@ -160,7 +161,7 @@ impl Node {
         let made = made.map_err(NodeFailure::luks("make the LUKS header of", &info.volume_id))?;
         // What cryptsetup made is held to the same list as what is read back.
         let header = Header::adopt(&made, info.luks_uuid, &info.parameters, dek);
-        let header = header.map_err(|fault| refused(key, device, fault))?;
+        let header = header.map_err(NodeFailure::header(info, device))?;
         let write = |offset: usize, bytes: Vec<u8>| async move {
             self.blocks
                 .write(device, offset as u64, &bytes)
@@ -171,16 +172,6 @@ impl Node {
         write(START_BYTES, header.bytes()[START_BYTES..].to_vec()).await?;
         write(0, header.bytes()[..START_BYTES].to_vec()).await?;
         Ok(header)
-    }
-}
-
-fn refused(key: &VolumeKey, device: &Path, source: HeaderFault) -> NodeFailure {
-    let VolumeKey { info, .. } = key;
-    NodeFailure::Header {
-        volume_id: info.volume_id.clone(),
-        device: device.to_owned(),
-        luks_uuid: info.luks_uuid,
-        source,
     }
 }
 

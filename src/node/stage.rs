@@ -170,12 +170,7 @@ impl Node {
         self.expect_bytes(info, device, needed).await?;
         let area = self.blocks.read(device, 0, layout.header_bytes()).await;
         let area = area.map_err(NodeFailure::io("read the header of", device))?;
-        let refused = |source| NodeFailure::Header {
-            volume_id: info.volume_id.clone(),
-            device: device.to_owned(),
-            luks_uuid: info.luks_uuid,
-            source,
-        };
+        let refused = NodeFailure::header(info, device);
         let tag = info.header_tag.ok_or_else(|| refused(HeaderFault::Tag))?;
         Header::authenticate(&area, info.luks_uuid, &info.parameters, tag, &key.dek).map_err(refused)
     }

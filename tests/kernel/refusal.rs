@@ -147,7 +147,21 @@ async fn old_record(bed: Bed) -> Result<()> {
         ensure!(record.state == State::Ready, "{record:?}");
     }
     ensure!(bed.driver.log().contains("finished: it is kept"), "{}", bed.driver.log());
-    Ok(())
+
+    // Its header damaged under such a record: neither the header nor what is inside is made again, nor the record moved.
+    let (file, record) = (bed.driver.file(&volume.volume_id), bed.driver.record(&volume.volume_id));
+    turn_back(&bed.driver, &volume.volume_id, State::Prepared)?;
+    let (whole, before) = (fs::read(&file)?, fs::read(&record)?);
+    // A byte of the metadata, all of its first copy's start, and a byte of the finish mark (4 KiB before the data).
+    for range in [4200..4201, 0..4096, (1 << 20) - 4076..(1 << 20) - 4075] {
+        let mut damaged = whole.clone();
+        damaged[range].iter_mut().for_each(|byte| *byte = !*byte);
+        fs::write(&file, damaged)?;
+        refused(&bed, &volume, &[&volume.volume_id, "finished once", "damaged"]).await?;
+        ensure!(fs::read(&record)? == before, "the record was moved");
+    }
+    fs::write(&file, whole)?;
+    opens(&bed, &volume, "kept").await
 }
 
 async fn edited_record(bed: Bed) -> Result<()> {
