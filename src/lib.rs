@@ -11,7 +11,7 @@
 //! | [`keyservice`] | the key service over the wire, who may have what, and the audit log |
 //! | `node` | the work on a node: devices, LUKS headers, mappings, file systems, mounts |
 //! | [`key`] | keys: derivation, envelope, records, stores, and the joint to all of it |
-//! | [`exec`], [`volume`], [`secret`], [`proto`] | programs, plain types, keys in memory, generated messages |
+//! | [`exec`], [`step`], [`volume`], [`secret`], [`proto`] | programs, named steps, plain types, keys in memory, generated messages |
 //!
 //! Invariants, each with a test: a volume is formatted only while its record says that no user has written to it; only
 //! a header that was authenticated is opened, and it is the checked copy that is opened; a key is stored before it is
@@ -30,5 +30,7 @@ pub mod node;
 pub mod proto;
 pub mod secret;
 pub mod server;
+#[cfg(feature = "node")]
+pub mod step;
 pub mod telemetry;
 pub mod volume;

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::{
     exec::Deadline,
     node::{Node, NodeFailure, filesystem, header::Layout, luks, mounted_at, shows, source::BlockSource},
+    step::{Step, reached},
     volume::{Content, MapperName, VolumeId},
 };
 
@@ -29,6 +30,7 @@ impl Node {
         let stale = || NodeFailure::StaleMapping { volume_id: volume_id.clone() };
         let device = &mapping.backing.first().ok_or_else(stale)?.path;
         self.pool.grow(volume_id).await.map_err(NodeFailure::source(volume_id))?;
+        reached(Step::DeviceGrown, volume_id);
 
         let key = self.keys.get(volume_id, deadline).await.map_err(NodeFailure::key(volume_id))?;
         let content = key.info.parameters.content;
@@ -49,10 +51,12 @@ impl Node {
             resized.map_err(NodeFailure::luks("resize", volume_id))?;
         }
         drop(key);
+        reached(Step::MappingGrown, volume_id);
         if let Content::Filesystem(fs_type) = content {
             let grown = filesystem::grow(self.exec.as_ref(), fs_type, &mapping.path, &path, deadline).await;
             grown.map_err(NodeFailure::filesystem("grow the file system", volume_id))?;
         }
+        reached(Step::FilesystemGrown, volume_id);
         Ok(bytes)
     }
 }

@@ -35,6 +35,7 @@ use crate::{
         },
         luks::{self, LuksFailure},
     },
+    step::{Step, reached},
     volume::Content,
 };
 
@@ -67,8 +68,10 @@ impl Node {
         } else if mark != Mark::Absent {
             return Err(refused(HeaderFault::Damaged));
         }
+        reached(Step::Claimed, volume_id);
         let begun = self.keys.begin_format(volume_id, info.generation, deadline).await;
         let begun = begun.map_err(NodeFailure::key(volume_id))?;
+        reached(Step::FormatBegun, volume_id);
         let attempt = Attempt { generation: begun.generation, number: begun.format_attempt };
         let header = match written {
             Some(header) => header,
@@ -94,18 +97,22 @@ impl Node {
         if now.map_err(NodeFailure::io("read the header of", device))? != header.bytes() {
             return Err(refused(HeaderFault::Overwritten));
         }
+        reached(Step::FirstOpened, volume_id);
         if !finished {
             if let Content::Filesystem(fs_type) = parameters.content {
                 tracing::info!(%volume_id, %fs_type, "making the file system");
                 let made = filesystem::make(self.exec.as_ref(), fs_type, parameters, &mapping, deadline).await;
                 made.map_err(NodeFailure::filesystem("make the file system", volume_id))?;
             }
+            reached(Step::FilesystemMade, volume_id);
             let (mark, offset) = (header.finish_mark(dek), Layout::of(parameters).mark_offset() as u64);
             let marked = self.blocks.write(device, offset, &mark).await;
             marked.map_err(NodeFailure::io("write the finish mark to", device))?;
         }
+        reached(Step::Marked, volume_id);
         let ready = self.keys.mark_ready(volume_id, attempt, header.tag(), deadline).await;
         ready.map_err(NodeFailure::key(volume_id))?;
+        reached(Step::Ready, volume_id);
         Ok(mapping)
     }
 
@@ -169,8 +176,11 @@ impl Node {
                 .map_err(NodeFailure::io("write the header to", device))
         };
         write(0, vec![0; START_BYTES]).await?;
+        reached(Step::HeaderCleared, &info.volume_id);
         write(START_BYTES, header.bytes()[START_BYTES..].to_vec()).await?;
+        reached(Step::HeaderBodyWritten, &info.volume_id);
         write(0, header.bytes()[..START_BYTES].to_vec()).await?;
+        reached(Step::HeaderWritten, &info.volume_id);
         Ok(header)
     }
 }

@@ -30,6 +30,7 @@ use crate::{
         source::Place,
         target::{Kind, Target},
     },
+    step::{Step, reached},
     volume::{Content, FsType, Integrity, MapperName, VolumeId},
 };
 
@@ -64,7 +65,7 @@ impl Node {
             // A group that a first stage did not come to the end of.
             return self.give(stage, &target.path).await;
         }
-        tracing::debug!(%volume_id, "staging");
+        reached(Step::Staging, volume_id);
         target.make().await?;
         let before = mapping.is_some();
         let staged = self.attach_and_mount(stage, mapping, &target.path, deadline).await;
@@ -84,9 +85,9 @@ impl Node {
         let volume_id = &stage.volume_id;
         let source = self.source(&stage.place);
         let attached = source.attach(volume_id).await.map_err(NodeFailure::source(volume_id))?;
-        tracing::debug!(%volume_id, "attached");
+        reached(Step::Attached, volume_id);
         let key = self.keys.get(volume_id, deadline).await.map_err(NodeFailure::key(volume_id))?;
-        tracing::debug!(%volume_id, "key released");
+        reached(Step::KeyReleased, volume_id);
         let content = matching(&key.info, &stage.capability.form)?;
         let parameters = key.info.parameters.clone();
         let mapping = self.usable(mapping, &key.info, &attached.path, deadline).await?;
@@ -112,8 +113,8 @@ impl Node {
             (State::Destroyed, _) => return Err(NodeFailure::Unsupported("a destroyed volume cannot be staged")),
         };
         // The mapping holds the device now, and nobody needs the key.
-        tracing::debug!(%volume_id, "opened");
         drop((key, attached));
+        reached(Step::Opened, volume_id);
         let (Content::Filesystem(fs_type), Form::Filesystem { options, .. }) = (content, &stage.capability.form) else {
             return Ok(());
         };
@@ -127,7 +128,7 @@ impl Node {
         self.repair(volume_id, &device, fs_type).await?;
         let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: path.to_owned(), source };
         self.mounts.mount(&device, path, fs_type, &options).await.map_err(failed)?;
-        tracing::debug!(%volume_id, "mounted");
+        reached(Step::Mounted, volume_id);
         self.give(stage, path).await
     }
 
@@ -158,7 +159,7 @@ impl Node {
         deadline: Deadline,
     ) -> Result<PathBuf, NodeFailure> {
         let header = self.header(key, device).await?;
-        tracing::debug!(volume_id = %key.info.volume_id, "header authenticated");
+        reached(Step::HeaderAuthenticated, &key.info.volume_id);
         self.open(key, device, &header, access, deadline).await
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::{
     exec::Deadline,
     node::{Node, NodeFailure, mounted_at, shows, source::BlockSource},
+    step::{Step, reached},
     volume::VolumeId,
 };
 
@@ -32,7 +33,9 @@ impl Node {
             for _ in mounts.iter().filter(|mount| shows(mount, mapping)) {
                 self.mounts.unmount(&path).await.map_err(NodeFailure::io("unmount", &path))?;
             }
+            reached(Step::Unmounted, volume_id);
             self.close(volume_id, deadline).await?;
+            reached(Step::Closed, volume_id);
             if self.mapping(volume_id).await?.is_some() {
                 // Somebody else is at closing it: it is not said to be closed before it is.
                 let what = "its mapping is being closed".to_owned();
@@ -41,6 +44,8 @@ impl Node {
         } else if mounted_at(&mounts, &path).is_some() {
             return Err(NodeFailure::Occupied { path, what: "something else than this volume is mounted there" });
         }
-        self.pool.detach(volume_id).await.map_err(NodeFailure::source(volume_id))
+        self.pool.detach(volume_id).await.map_err(NodeFailure::source(volume_id))?;
+        reached(Step::Detached, volume_id);
+        Ok(())
     }
 }

@@ -21,6 +21,7 @@ use crate::{
         ControllerExpandVolumeResponse, DeleteVolumeResponse, ListVolumesResponse, Volume, list_volumes_response::Entry,
     },
     server::rpc as grpc,
+    step::{Step, reached},
     volume::{MIB, MapperName, Parameters, VolumeId},
 };
 
@@ -62,10 +63,12 @@ impl Controller {
             context: class.context,
         };
         let info = self.node.keys.create(new, deadline).await?;
+        reached(Step::KeyCreated, &volume_id);
         let bytes = match device_bytes {
             Some(bytes) => bytes,
             None => self.create_file(&info, bytes + overhead, range, deadline).await? - overhead,
         };
+        reached(Step::FileCreated, &volume_id);
         Ok(Volume {
             capacity_bytes: signed(bytes),
             volume_id: volume_id.to_string(),
@@ -158,7 +161,9 @@ impl Controller {
         }
         self.node.pool.expect_unused(volume_id).await?;
         self.node.keys.destroy(volume_id, deadline).await?;
+        reached(Step::KeyDestroyed, volume_id);
         self.node.pool.remove(volume_id).await?;
+        reached(Step::FileRemoved, volume_id);
         Ok(DeleteVolumeResponse {})
     }
 
@@ -190,6 +195,7 @@ impl Controller {
             full @ PoolFailure::Full { .. } => Status::out_of_range(full.to_string()),
             other => other.into(),
         })?;
+        reached(Step::FileGrown, volume_id);
         Ok(ControllerExpandVolumeResponse { capacity_bytes: signed(size - overhead), node_expansion_required: true })
     }
 

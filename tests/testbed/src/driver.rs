@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use coffer::proto::csi::ProbeRequest;
+use coffer::{proto::csi::ProbeRequest, step::Step};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::csi::Csi;
@@ -33,6 +33,7 @@ pub struct Driver {
     program: PathBuf,
     state_dir: PathBuf,
     role: Role,
+    stop_at: Option<Step>,
     child: Option<Child>,
 }
 
@@ -57,9 +58,38 @@ impl Driver {
     /// The driver does not become ready.
     pub async fn start_as(program: &str, state_dir: &Path, role: Role) -> Result<Self> {
         let csi = Csi::at(&state_dir.join("csi.sock"));
-        let mut driver = Self { csi, program: program.into(), state_dir: state_dir.to_owned(), role, child: None };
+        let (program, state_dir) = (program.into(), state_dir.to_owned());
+        let mut driver = Self { csi, program, state_dir, role, stop_at: None, child: None };
         driver.start_again().await?;
         Ok(driver)
+    }
+
+    /// The step at which the driver stops as a whole the next time that it is started; none for no stop.
+    pub fn stop_at(&mut self, step: Option<Step>) {
+        self.stop_at = step;
+    }
+
+    /// Waits until the driver has come to its step and stopped. Only [`Driver::kill`] helps it then.
+    ///
+    /// # Errors
+    /// It did not stop within 30 seconds.
+    pub async fn stopped(&self) -> Result<()> {
+        let (stat, start) = (format!("/proc/{}/stat", self.pid()?), Instant::now());
+        while !fs::read_to_string(&stat)?.contains(") T") {
+            if start.elapsed() > Duration::from_secs(30) {
+                bail!("the driver did not come to {:?}:\n{}", self.stop_at, self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// The id of the driver's process.
+    ///
+    /// # Errors
+    /// There is no driver.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.child.as_ref().context("no driver runs")?.id())
     }
 
     /// Starts a driver again on the folder of one that has ended.
@@ -75,6 +105,7 @@ impl Driver {
             Role::Node(words) => words.clone(),
         };
         let child = Command::new(&self.program)
+            .envs(self.stop_at.map(|step| ("STOP_AT", step.as_str())))
             .args(["--log-level", "debug"])
             .args(words)
             .args(["--node-id", NODE])
@@ -110,8 +141,7 @@ impl Driver {
     /// # Errors
     /// There is no driver.
     pub fn terminate(&self) -> Result<()> {
-        let id = self.child.as_ref().context("no driver runs")?.id();
-        let pid = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process has an id")?;
+        let pid = i32::try_from(self.pid()?).ok().and_then(Pid::from_raw).context("a process has an id")?;
         Ok(kill_process(pid, Signal::TERM)?)
     }
 
