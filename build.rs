@@ -4,10 +4,9 @@
 
 use prost_build::Config;
 
-/// Messages that carry a DEK, a CSI secret or mount flags (which CSI lets hold secrets): `src/proto.rs` writes
+/// Messages that carry a CSI secret or mount flags (which CSI lets hold secrets): `src/proto.rs` writes
 /// their `Debug` by hand, and a message that is added to the protocol without it does not compile where it is logged.
 const SECRET: &[&str] = &[
-    ".keyservice.v1.GetKeyResponse",
     ".csi.v1.CreateVolumeRequest",
     ".csi.v1.DeleteVolumeRequest",
     ".csi.v1.ControllerPublishVolumeRequest",

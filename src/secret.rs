@@ -2,8 +2,8 @@
 //!
 //! Every plaintext key of the program is one of these types. None can be cloned, compared, serialised or
 //! displayed, and `Debug` prints a constant. The bytes come out through `expose_secret` alone, on the line that
-//! uses them. What these types cannot wipe: copies that TLS and HTTP/2 make in their own transport buffers, and the one
-//! that HKDF leaves on the stack.
+//! uses them. Copies that libraries make in memory of their own are overwritten when they free it (`main.rs`), and on the
+//! wire a key is ciphertext (`keyservice/hpke.rs`).
 
 use std::fmt;
 

@@ -206,8 +206,8 @@ async fn conforms(service: &dyn KeyService) {
     let names: Vec<_> = page.infos.iter().map(|info| info.volume_id.to_string()).collect();
     assert_eq!(names, ["listed-0", "listed-1", "listed-2"]);
     assert_eq!(page.next, Some(id("listed-2")));
-    service.destroy(&volume, soon()).await.expect("destroyed");
-    service.destroy(&volume, soon()).await.expect("destroyed already");
+    service.destroy(&volume, 1, soon()).await.expect("destroyed");
+    service.destroy(&volume, 1, soon()).await.expect("destroyed already");
     assert_eq!(refusal(service.get(&volume, soon()).await), Refusal::State);
     assert_eq!(service.describe(&volume, soon()).await.expect("it answers"), None);
 }
@@ -268,8 +268,8 @@ async fn a_key_goes_only_to_the_node_that_holds_the_volume() {
     assert_eq!(refusal(two.begin_format(&id("bound"), 1, soon()).await), Refusal::Denied);
     let attempt = Attempt { generation: 1, number: 1 };
     assert_eq!(refusal(two.mark_ready(&id("bound"), attempt, Tag::from_bytes([1; 32]), soon()).await), Refusal::Denied);
-    assert_eq!(refusal(two.destroy(&id("bound"), soon()).await), Refusal::Denied);
-    assert_eq!(refusal(two.destroy(&id("free"), soon()).await), Refusal::Denied);
+    assert_eq!(refusal(two.destroy(&id("bound"), 1, soon()).await), Refusal::Denied);
+    assert_eq!(refusal(two.destroy(&id("free"), 1, soon()).await), Refusal::Denied);
     assert_eq!(refusal(two.create(new("x", "n1"), soon()).await), Refusal::Denied);
     assert!(two.list(None, 10, soon()).await.expect("a page").infos.is_empty(), "a node sees another's volumes");
 
@@ -277,7 +277,7 @@ async fn a_key_goes_only_to_the_node_that_holds_the_volume() {
     assert_eq!(refusal(controller.get(&id("free"), soon()).await), Refusal::Denied);
     assert_eq!(refusal(controller.begin_format(&id("free"), 1, soon()).await), Refusal::Denied);
     assert_eq!(controller.list(None, 10, soon()).await.expect("a page").infos.len(), 2);
-    controller.destroy(&id("bound"), soon()).await.expect("a controller destroys");
+    controller.destroy(&id("bound"), 1, soon()).await.expect("a controller destroys");
     assert_eq!(audit.last()["operation"], "destroy");
 }
 
@@ -357,7 +357,7 @@ impl KeyService for Silent {
     async fn mark_ready(&self, _: &VolumeId, _: Attempt, _: Tag, _: Deadline) -> Result<KeyInfo, KeyFailure> {
         std::future::pending().await
     }
-    async fn destroy(&self, _: &VolumeId, _: Deadline) -> Result<(), KeyFailure> {
+    async fn destroy(&self, _: &VolumeId, _: u32, _: Deadline) -> Result<(), KeyFailure> {
         std::future::pending().await
     }
     async fn list(&self, _: Option<&VolumeId>, _: usize, _: Deadline) -> Result<Page, KeyFailure> {

@@ -172,6 +172,9 @@ fn read_providers(top: &mut Section, folder: &Path, faults: &mut Faults) -> BTre
         section.fault("", "holds no provider; without one nothing could be encrypted", faults);
     }
     for name in names {
+        if section.map.get(&name).is_some_and(Value::is_null) {
+            section.fault(&name, "is empty; expected keys and values", faults);
+        }
         let Some(mut provider) = section.section(&name, faults) else { continue };
         if let Some(config) = read_provider(&mut provider, folder, faults) {
             providers.insert(name, config);
@@ -321,6 +324,7 @@ mod tests {
     fn nothing_runs_without_a_provider() {
         assert!(faults("store: {type: filesystem, path: r}").contains("providers: is missing"));
         assert!(faults("providers: {}").contains("holds no provider"));
+        assert!(faults("providers:\n  a:\n").contains("providers.a: is empty"));
         assert!(faults("[1]").contains("expected keys and values"));
         assert!(faults("a: [").contains("not YAML"));
         assert!(

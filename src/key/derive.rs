@@ -22,6 +22,9 @@ const VOLUME_DEK_LABEL: &str = "coffer/v1/volume-dek";
 const HEADER_MAC_LABEL: &str = "coffer/v1/header-mac";
 const RECORD_MAC_LABEL: &str = "coffer/v1/record-mac";
 
+/// More bytes of stack than a derivation takes.
+const STACK_BYTES: usize = 16 * 1024;
+
 /// Bytes in a salt.
 pub const SALT_BYTES: usize = 32;
 
@@ -84,7 +87,13 @@ pub fn mac(key: &MacKey, message: &[u8]) -> Tag {
 }
 
 fn expand(ikm: &[u8], salt: Option<&[u8]>, info: &[u8], okm: &mut [u8; 32]) {
-    Hkdf::<Sha256>::new(salt, ikm).expand(info, okm).expect("HKDF-SHA256 gives up to 8160 bytes");
+    #[inline(never)]
+    fn expand(ikm: &[u8], salt: Option<&[u8]>, info: &[u8], okm: &mut [u8; 32]) {
+        Hkdf::<Sha256>::new(salt, ikm).expand(info, okm).expect("HKDF-SHA256 gives up to 8160 bytes");
+    }
+    expand(ikm, salt, info, okm);
+    // HKDF leaves copies of both keys where its own stack was.
+    zeroize::zeroize_stack::<STACK_BYTES>();
 }
 
 #[cfg(test)]

@@ -241,12 +241,16 @@ impl KeyService for Embedded {
         .await
     }
 
-    async fn destroy(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure> {
+    async fn destroy(&self, volume_id: &VolumeId, generation: u32, deadline: Deadline) -> Result<(), KeyFailure> {
         for _ in 0..SWAPS {
             // The key is not opened: what is to be destroyed may be destroyed when the KEK is gone, too.
             let Some(stored) = self.load(volume_id, deadline).await? else { return Ok(()) };
-            if stored.record.state == State::Destroyed {
+            // A request that was long on its way must not destroy the key of a volume that was made again meanwhile.
+            if stored.record.state == State::Destroyed || stored.record.generation > generation {
                 return Ok(());
+            }
+            if stored.record.generation < generation {
+                return Err(KeyFailure::Invalid(format!("volume {volume_id} has no generation {generation} yet")));
             }
             match self.store.replace(&stored.record.tombstone(), stored.version, deadline).await {
                 Ok(()) => return Ok(()),

@@ -283,11 +283,12 @@ pub trait KeyService: Send + Sync {
         deadline: Deadline,
     ) -> Result<KeyInfo, KeyFailure>;
 
-    /// Destroys a volume's key and leaves a tombstone. No record, or a tombstone, is a success.
+    /// Destroys one generation of a volume's key and leaves a tombstone. No record, a tombstone, or a later generation,
+    /// which there is only behind a tombstone, is a success.
     ///
     /// # Errors
     /// The store fails, or the caller may not.
-    async fn destroy(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure>;
+    async fn destroy(&self, volume_id: &VolumeId, generation: u32, deadline: Deadline) -> Result<(), KeyFailure>;
 
     /// Lists at most `limit` records after a volume id.
     ///

@@ -176,12 +176,17 @@ impl Guarded {
         Ok(info)
     }
 
-    async fn destroy_as_caller(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure> {
+    async fn destroy_as_caller(
+        &self,
+        volume_id: &VolumeId,
+        generation: u32,
+        deadline: Deadline,
+    ) -> Result<(), KeyFailure> {
         if matches!(self.caller, Caller::Node(_)) {
             let Some(info) = self.inner.describe(volume_id, deadline).await? else { return Ok(()) };
             self.expect_owner(volume_id, info.node.as_deref())?;
         }
-        self.inner.destroy(volume_id, deadline).await
+        self.inner.destroy(volume_id, generation, deadline).await
     }
 }
 
@@ -233,8 +238,8 @@ impl KeyService for Guarded {
         self.audited(Operation::MarkReady, Some(volume_id), outcome, |info| Some(info))
     }
 
-    async fn destroy(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure> {
-        let outcome = self.destroy_as_caller(volume_id, deadline).await;
+    async fn destroy(&self, volume_id: &VolumeId, generation: u32, deadline: Deadline) -> Result<(), KeyFailure> {
+        let outcome = self.destroy_as_caller(volume_id, generation, deadline).await;
         self.audited(Operation::Destroy, Some(volume_id), outcome, |()| None)
     }
 

@@ -15,7 +15,6 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 use tower::service_fn;
-use zeroize::Zeroizing;
 
 use crate::{
     exec::Deadline,
@@ -23,12 +22,14 @@ use crate::{
         derive::Tag,
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, Refusal, VolumeKey},
     },
-    keyservice::wire::Malformed,
+    keyservice::{
+        hpke::{HpkeFault, ReplyKey, SealedDek},
+        wire::Malformed,
+    },
     proto::keyservice::{
         BeginFormatRequest, CreateKeyRequest, DescribeKeyRequest, DestroyKeyRequest, GetKeyRequest, ListKeysRequest,
         MarkReadyRequest, key_service_client::KeyServiceClient,
     },
-    secret::Dek,
     server::tls::ClientTls,
     volume::VolumeId,
 };
@@ -116,6 +117,10 @@ fn info(info: Option<crate::proto::keyservice::KeyInfo>) -> Result<KeyInfo, KeyF
     Ok(info.ok_or_else(missing)?.try_into()?)
 }
 
+fn broken(fault: HpkeFault) -> KeyFailure {
+    KeyFailure::Remote { refusal: Refusal::Fault, message: fault.to_string() }
+}
+
 #[async_trait]
 impl KeyService for Remote {
     async fn create(&self, new: NewKey, deadline: Deadline) -> Result<KeyInfo, KeyFailure> {
@@ -132,12 +137,11 @@ impl KeyService for Remote {
     }
 
     async fn get(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<VolumeKey, KeyFailure> {
-        let request = GetKeyRequest { volume_id: volume_id.to_string() };
-        let mut reply = reply(self.0.clone().get_key(within(request, deadline)), deadline).await?;
-        let malformed =
-            |_| KeyFailure::Remote { refusal: Refusal::Fault, message: "a reply's key is not 32 bytes".to_owned() };
-        let dek = Dek::take(Zeroizing::new(std::mem::take(&mut reply.dek))).map_err(malformed)?;
-        Ok(VolumeKey { info: info(reply.info.take())?, dek })
+        let key = ReplyKey::new().map_err(broken)?;
+        let request = GetKeyRequest { volume_id: volume_id.to_string(), public_key: key.public_key().to_vec() };
+        let reply = reply(self.0.clone().get_key(within(request, deadline)), deadline).await?;
+        let sealed = SealedDek { encapsulated_key: reply.encapsulated_key, ciphertext: reply.sealed_dek };
+        Ok(VolumeKey { info: info(reply.info)?, dek: key.open(volume_id, sealed).map_err(broken)? })
     }
 
     async fn describe(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<KeyInfo>, KeyFailure> {
@@ -172,8 +176,8 @@ impl KeyService for Remote {
         info(reply(self.0.clone().mark_ready(within(request, deadline)), deadline).await?.info)
     }
 
-    async fn destroy(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), KeyFailure> {
-        let request = DestroyKeyRequest { volume_id: volume_id.to_string() };
+    async fn destroy(&self, volume_id: &VolumeId, generation: u32, deadline: Deadline) -> Result<(), KeyFailure> {
+        let request = DestroyKeyRequest { volume_id: volume_id.to_string(), generation };
         reply(self.0.clone().destroy_key(within(request, deadline)), deadline).await?;
         Ok(())
     }

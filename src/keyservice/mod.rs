@@ -2,6 +2,7 @@
 //! have what, and a line of audit for each key that was made, released, refused or destroyed.
 
 pub mod client;
+pub mod hpke;
 pub mod wire;
 
 #[cfg(feature = "keyservice")]

@@ -15,6 +15,7 @@ use crate::{
     keyservice::{
         audit::{Audit, Operation},
         auth::{Caller, Guarded},
+        hpke::{self, SealedDek},
         wire,
     },
     proto::keyservice::{
@@ -119,9 +120,18 @@ impl key_service_server::KeyService for Server {
 
     async fn get_key(&self, request: Request<GetKeyRequest>) -> Result<Response<GetKeyResponse>, Status> {
         let (guarded, deadline) = self.guarded(&request)?;
-        let volume_id = volume_id(&request.into_inner().volume_id)?;
-        let key = self.run(async move { guarded.get(&volume_id, deadline).await }).await?;
-        Ok(Response::new(GetKeyResponse { dek: key.dek.expose_secret().to_vec(), info: Some(key.info.into()) }))
+        let GetKeyRequest { volume_id: text, public_key } = request.into_inner();
+        let volume_id = volume_id(&text)?;
+        // Looked at before the release is written down.
+        if public_key.len() != hpke::PUBLIC_KEY_BYTES {
+            return Err(Status::invalid_argument("public_key is not a public key of X25519 (32 bytes)"));
+        }
+        let asked = volume_id.clone();
+        let key = self.run(async move { guarded.get(&asked, deadline).await }).await?;
+        let sealed = hpke::seal(&key.dek, &volume_id, public_key);
+        let SealedDek { encapsulated_key, ciphertext } =
+            sealed.map_err(|fault| Status::invalid_argument(fault.to_string()))?;
+        Ok(Response::new(GetKeyResponse { info: Some(key.info.into()), encapsulated_key, sealed_dek: ciphertext }))
     }
 
     async fn describe_key(
@@ -158,8 +168,12 @@ impl key_service_server::KeyService for Server {
 
     async fn destroy_key(&self, request: Request<DestroyKeyRequest>) -> Result<Response<DestroyKeyResponse>, Status> {
         let (guarded, deadline) = self.guarded(&request)?;
-        let volume_id = volume_id(&request.into_inner().volume_id)?;
-        self.run(async move { guarded.destroy(&volume_id, deadline).await }).await?;
+        let request = request.into_inner();
+        let (volume_id, generation) = (volume_id(&request.volume_id)?, request.generation);
+        if generation == 0 {
+            return Err(Status::invalid_argument("generation is missing"));
+        }
+        self.run(async move { guarded.destroy(&volume_id, generation, deadline).await }).await?;
         Ok(Response::new(DestroyKeyResponse {}))
     }
 

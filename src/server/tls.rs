@@ -155,7 +155,12 @@ pub fn incoming(listener: TcpListener, tls: Arc<ServerTls>) -> ReceiverStream<io
                 () = ready.closed() => return,
             };
             let stream = match accepted {
-                Ok((stream, _)) => stream,
+                Ok((stream, _)) => {
+                    // A reply is several small writes: without this each waits for the peer's delayed ACK, 40 ms
+                    // (tcp(7), TCP_NODELAY). A socket that is gone already fails at its handshake.
+                    let _ = stream.set_nodelay(true);
+                    stream
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     // Out of file descriptors, most likely: others have to end first.

@@ -52,7 +52,7 @@ async fn make_golden_records() {
     wrapped.create(NewKey { context, ..new("golden-wrapped") }, soon()).await.expect("a new key");
     wrapped.begin_format(&id("golden-wrapped"), 1, soon()).await.expect("begun");
     derived.create(new("golden-destroyed"), soon()).await.expect("a new key");
-    derived.destroy(&id("golden-destroyed"), soon()).await.expect("destroyed");
+    derived.destroy(&id("golden-destroyed"), 1, soon()).await.expect("destroyed");
     let mut deks = String::new();
     for (name, service) in [("golden-derived", &derived), ("golden-wrapped", &wrapped)] {
         let dek = service.get(&id(name), soon()).await.expect("a key").dek;

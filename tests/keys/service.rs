@@ -92,8 +92,8 @@ async fn a_destroyed_key_never_opens_again() {
         let volume = id(kind);
         service.create(new(kind), soon()).await.expect("a new key");
         let old = service.get(&volume, soon()).await.expect("a key").dek;
-        service.destroy(&volume, soon()).await.expect("destroyed");
-        service.destroy(&volume, soon()).await.expect("destroyed already");
+        service.destroy(&volume, 1, soon()).await.expect("destroyed");
+        service.destroy(&volume, 1, soon()).await.expect("destroyed already");
         assert!(matches!(service.get(&volume, soon()).await, Err(KeyFailure::Destroyed(_))));
         assert!(matches!(service.begin_format(&volume, 1, soon()).await, Err(KeyFailure::Destroyed(_))));
         assert!(service.describe(&volume, soon()).await.expect("it answers").is_none());
@@ -103,9 +103,14 @@ async fn a_destroyed_key_never_opens_again() {
         assert_eq!(service.create(new(kind), soon()).await.expect("a new key").generation, 2);
         let new = service.get(&volume, soon()).await.expect("a key").dek;
         assert_ne!(new.expose_secret(), old.expose_secret());
-        service.destroy(&volume, soon()).await.expect("destroyed");
+        // A request for the first key that was long on its way leaves the second one alone.
+        service.destroy(&volume, 1, soon()).await.expect("destroyed long ago");
+        assert_eq!(service.get(&volume, soon()).await.expect("a key").info.generation, 2);
+        assert!(matches!(service.destroy(&volume, 3, soon()).await, Err(KeyFailure::Invalid(_))));
+        service.destroy(&volume, 2, soon()).await.expect("destroyed");
+        assert!(matches!(service.get(&volume, soon()).await, Err(KeyFailure::Destroyed(_))));
     }
-    services(&store)[0].1.destroy(&id("missing"), soon()).await.expect("nothing to destroy");
+    services(&store)[0].1.destroy(&id("missing"), 1, soon()).await.expect("nothing to destroy");
 }
 
 #[tokio::test]
@@ -116,7 +121,7 @@ async fn a_list_leaves_out_tombstones_and_has_whole_pages() {
         service.create(new(&format!("vol-{number}")), soon()).await.expect("a new key");
     }
     for number in [0, 3, 4, 5, 9] {
-        service.destroy(&id(&format!("vol-{number}")), soon()).await.expect("destroyed");
+        service.destroy(&id(&format!("vol-{number}")), 1, soon()).await.expect("destroyed");
     }
     let (mut seen, mut after) = (Vec::new(), None);
     loop {

@@ -21,7 +21,9 @@ use crate::{
 pub struct Version([u8; 32]);
 
 impl Version {
-    fn of(bytes: &[u8]) -> Self {
+    /// The version of a record's bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 }
