@@ -8,7 +8,7 @@ use std::{
     ffi::{OsStr, OsString},
     fmt, io,
     process::Stdio,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -16,7 +16,11 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
+    time::Instant,
 };
+use zeroize::Zeroizing;
+
+use crate::volume::hex;
 
 /// The moment by which a piece of work must have ended, as its caller asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,16 +265,39 @@ async fn follow(child: &mut Child, secret: Option<&[u8]>) -> io::Result<(std::pr
         }
         Ok(())
     };
-    let ((), stdout, stderr) = tokio::try_join!(feed, text(stdout), text(stderr))?;
-    Ok((child.wait().await?, stdout, stderr))
+    let ((), stdout, stderr) = tokio::try_join!(feed, bytes(stdout), bytes(stderr))?;
+    Ok((child.wait().await?, text(&stdout, secret), text(&stderr, secret)))
 }
 
-async fn text(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
-    let Some(mut pipe) = pipe else { return Ok(String::new()) };
-    let mut bytes = Vec::new();
+async fn bytes(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Zeroizing<Vec<u8>>> {
+    let Some(mut pipe) = pipe else { return Ok(Zeroizing::default()) };
+    let mut bytes = Zeroizing::new(Vec::new());
     (&mut pipe).take(OUTPUT_BYTES).read_to_end(&mut bytes).await?;
     tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
-    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+    Ok(bytes)
+}
+
+/// What a program wrote, for errors and logs: not a word of it where it repeats the secret that it was given.
+fn text(bytes: &[u8], secret: Option<&[u8]>) -> String {
+    if secret.is_some_and(|secret| repeats(bytes, secret)) {
+        return "(not shown: it repeats the secret that the program was given)".to_owned();
+    }
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+/// Whether a part of a secret that is worth something is in a text: 8 of its bytes, as they are or in hexadecimal digits,
+/// or 12 digits of its base64.
+fn repeats(bytes: &[u8], secret: &[u8]) -> bool {
+    let holds = |text: &[u8], part: &[u8]| text.windows(part.len()).any(|window| window == part);
+    let plain: Vec<u8> =
+        bytes.iter().filter(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(byte)).copied().collect();
+    let plain = Zeroizing::new(plain);
+    let lower = Zeroizing::new(plain.to_ascii_lowercase());
+    let base64 = (0..3.min(secret.len())).map(|shift| {
+        Zeroizing::new(base64::Engine::encode(&base64::prelude::BASE64_STANDARD_NO_PAD, &secret[shift..]).into_bytes())
+    });
+    secret.windows(8).any(|part| holds(bytes, part) || holds(&lower, Zeroizing::new(hex(part)).as_bytes()))
+        || base64.into_iter().any(|text| text.chunks_exact(12).any(|part| holds(&plain, part)))
 }
 
 /// A started process group, killed when this is dropped before the program has ended: at a deadline, or when the
@@ -313,6 +340,19 @@ mod tests {
         assert_eq!(output, Output { code: 3, stdout: "marked".into(), stderr: "no".into() });
         let failed = output.success("sh").expect_err("status 3").to_string();
         assert_eq!(failed, "sh ended with status 3: no");
+    }
+
+    #[tokio::test]
+    async fn what_repeats_the_secret_is_not_shown() {
+        let secret: Vec<u8> = (0..32_u8).map(|byte| byte.wrapping_mul(7).wrapping_add(130)).collect();
+        for echo in
+            ["cat >&2", "od -An -tx1 >&2", "od -An -tx1 | tr a-f A-F >&2", "base64 >&2", "tail -c +2 | base64 >&2"]
+        {
+            let script = format!("echo before; {echo}; exit 1");
+            let output = run(Program::new("sh").args(["-c", &script]).secret(&secret), LONG).await.expect("sh runs");
+            assert!(output.stderr.starts_with("(not shown"), "{echo}: {:?}", output.stderr);
+            assert_eq!(output.stdout, "before");
+        }
     }
 
     #[tokio::test]

@@ -23,7 +23,12 @@ use coffer::{
     },
     telemetry,
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::{
+    mm::{MlockAllFlags, mlockall},
+    process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
+    thread::{CapabilitySet, capabilities},
+};
+use zeroizing_alloc::ZeroAlloc;
 
 fn main() -> ExitCode {
     let words = match Coffer::read(std::env::args_os(), std::env::vars_os().map(|(name, _)| name)) {
@@ -35,8 +40,7 @@ fn main() -> ExitCode {
         }
         Err(Ended::Faults(faults)) => return failed(&faults.into()),
     };
-    // A core dump would hold every key that is in memory (getrlimit(2)). It fails for nobody who lowers a limit.
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    keep_memory_private();
     telemetry::start(words.log_level, words.log_format);
     let run = || -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -66,6 +70,24 @@ async fn act(verb: Verb) -> Result<()> {
         Verb::Records(Records::Show { volume, state_dir }) => {
             Ok(admin::records::show(&StateDir::at(&state_dir), &volume, &mut io::stdout()).await?)
         }
+    }
+}
+
+/// Freed memory is overwritten: it may have held a key that a library copied into a buffer of its own.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<std::alloc::System> = ZeroAlloc(std::alloc::System);
+
+/// Keeps what is in memory off disks and away from other users' eyes, as far as the kernel lets us.
+fn keep_memory_private() {
+    // A core dump would hold every key. The limit does not hold for dumps into a pipe (core(5)); a process that is not
+    // dumpable has none, and its /proc files are root's (PR_SET_DUMPABLE(2const)). Neither is refused to anybody.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // Pages that are touched are never swapped. Under a limit that memory could reach, locking would fail later
+    // allocations (mlockall(2)), so there it is left out.
+    let may_lock = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
+    if may_lock || getrlimit(Resource::Memlock).current.is_none() {
+        let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT);
     }
 }
 

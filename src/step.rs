@@ -103,5 +103,7 @@ fn stop_at(step: Step) {
     if STOP_AT.as_deref() == Some(step.as_str()) {
         // A process that cannot stop itself goes on, and the test that waits for it fails.
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        // Another thread may have taken the signal: this one goes no further meanwhile.
+        std::thread::sleep(std::time::Duration::from_secs(1));
     }
 }

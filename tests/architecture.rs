@@ -120,7 +120,7 @@ const FENCES: &[Fence] = &[
             "key/cluster.rs",
             "key/embedded.rs",
             "key/kms/",
-            "keyservice/server.rs",
+            "keyservice/hpke.rs",
             "node/luks.rs",
         ],
     ),

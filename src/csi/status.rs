@@ -62,6 +62,8 @@ fn node_code(failure: &NodeFailure) -> Code {
         NodeFailure::Filesystem { source, .. } => exec_code(source),
         NodeFailure::Header { .. }
         | NodeFailure::NotBlank { .. }
+        | NodeFailure::NewHeader { .. }
+        | NodeFailure::NotKept { .. }
         | NodeFailure::TooSmall { .. }
         | NodeFailure::NoIntegrity(_)
         | NodeFailure::OtherContent { .. }
@@ -75,6 +77,7 @@ fn node_code(failure: &NodeFailure) -> Code {
         NodeFailure::NotThere { .. } => Code::NotFound,
         NodeFailure::StaleMapping { .. } | NodeFailure::Busy { .. } => Code::Aborted,
         NodeFailure::NotThatLarge { .. } => Code::OutOfRange,
+        NodeFailure::Waited(_) => Code::DeadlineExceeded,
     }
 }
 

@@ -2,17 +2,17 @@
 //! It changes mappings through nobody but cryptsetup, which is another joint.
 
 use std::{
+    any::Any,
+    fmt,
     fs::{self, File, OpenOptions},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
-    },
+    num::NonZero,
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use async_trait::async_trait;
-use rustix::fs::OFlags;
+use rustix::fs::{Advice, OFlags};
 use uuid::Uuid;
 
 use crate::{node::loopdev, volume::MapperName};
@@ -84,7 +84,24 @@ pub struct Attached {
     /// The device.
     pub path: PathBuf,
     /// What keeps it until a mapping does; none for a device that stays by itself.
-    pub hold: Option<OwnedFd>,
+    pub hold: Option<Hold>,
+}
+
+/// What keeps a device, attached or from others, until it is dropped: an open descriptor.
+pub struct Hold(#[expect(dead_code, reason = "it is held, and not looked at")] Box<dyn Any + Send + Sync>);
+
+impl Hold {
+    /// Keeps what lives as long as this.
+    #[must_use]
+    pub fn of(descriptor: impl Any + Send + Sync) -> Self {
+        Self(Box::new(descriptor))
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hold")
+    }
 }
 
 /// What the kernel knows of block devices.
@@ -96,7 +113,7 @@ pub trait Blocks: Send + Sync {
     /// It is not there, or no block device.
     async fn size(&self, device: &Path) -> io::Result<u64>;
 
-    /// Reads `length` bytes.
+    /// Reads `length` bytes from the disk itself.
     ///
     /// # Errors
     /// The device is not there, fails, or ends before.
@@ -108,11 +125,17 @@ pub trait Blocks: Send + Sync {
     /// The device is not there, fails, or ends before.
     async fn write(&self, device: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
+    /// Waits until the disk has everything that was written through a device.
+    ///
+    /// # Errors
+    /// The device is not there, or fails.
+    async fn flush(&self, device: &Path) -> io::Result<()>;
+
     /// Opens a device for nobody else: no file system, mapping or other claim can have it meanwhile (open(2), O_EXCL).
     ///
     /// # Errors
     /// Somebody has it ([`io::ErrorKind::ResourceBusy`]), or it is not there.
-    async fn claim(&self, device: &Path) -> io::Result<OwnedFd>;
+    async fn claim(&self, device: &Path) -> io::Result<Hold>;
 
     /// The number of a block device.
     ///
@@ -132,11 +155,12 @@ pub trait Blocks: Send + Sync {
     /// The file cannot be opened, or the kernel gives no device.
     async fn attach_file(&self, file: &Path) -> io::Result<Attached>;
 
-    /// The loop devices that have a file attached.
+    /// The loop devices that have a file attached, and whether each has it as [`Blocks::attach_file`] gives it: another
+    /// one is somebody else's.
     ///
     /// # Errors
     /// The file is not there, or sysfs cannot be read.
-    async fn attached(&self, file: &Path) -> io::Result<Vec<PathBuf>>;
+    async fn attached(&self, file: &Path) -> io::Result<Vec<(PathBuf, bool)>>;
 
     /// Detaches a loop device.
     ///
@@ -165,8 +189,10 @@ impl Blocks for LinuxBlocks {
     async fn read(&self, device: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let device = device.to_owned();
         blocking(move || {
-            let mut bytes = vec![0; length];
-            open(&device)?.read_exact_at(&mut bytes, offset)?;
+            let (file, mut bytes) = (open(&device)?, vec![0; length]);
+            // What the kernel remembers of a device is what was written to it, and not what its disk has kept.
+            rustix::fs::fadvise(&file, offset, NonZero::new(length as u64), Advice::DontNeed)?;
+            file.read_exact_at(&mut bytes, offset)?;
             Ok(bytes)
         })
         .await
@@ -182,11 +208,16 @@ impl Blocks for LinuxBlocks {
         .await
     }
 
-    async fn claim(&self, device: &Path) -> io::Result<OwnedFd> {
+    async fn flush(&self, device: &Path) -> io::Result<()> {
+        let device = device.to_owned();
+        blocking(move || open(&device)?.sync_all()).await
+    }
+
+    async fn claim(&self, device: &Path) -> io::Result<Hold> {
         let device = device.to_owned();
         blocking(move || {
             let flags = i32::try_from(OFlags::EXCL.bits()).unwrap_or_default();
-            Ok(OpenOptions::new().read(true).write(true).custom_flags(flags).open(device)?.into())
+            Ok(Hold::of(OpenOptions::new().read(true).write(true).custom_flags(flags).open(device)?))
         })
         .await
     }
@@ -204,10 +235,10 @@ impl Blocks for LinuxBlocks {
     async fn attach_file(&self, file: &Path) -> io::Result<Attached> {
         let file = file.to_owned();
         let loop_device = blocking(move || loopdev::attach(&file)).await?;
-        Ok(Attached { path: loop_device.path, hold: Some(loop_device.hold) })
+        Ok(Attached { path: loop_device.path, hold: Some(Hold::of(loop_device.hold)) })
     }
 
-    async fn attached(&self, file: &Path) -> io::Result<Vec<PathBuf>> {
+    async fn attached(&self, file: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
         let file = file.to_owned();
         blocking(move || loopdev::find(&file)).await
     }

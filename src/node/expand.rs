@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     exec::Deadline,
-    node::{Node, NodeFailure, filesystem, header::Layout, luks, mounted_at, shows, source::BlockSource},
+    node::{Node, NodeFailure, filesystem, header::Layout, luks, mounted_at, shows, source::BlockSource, turns::Work},
     step::{Step, reached},
     volume::{Content, MapperName, VolumeId},
 };
@@ -22,9 +22,10 @@ impl Node {
         required_bytes: u64,
         deadline: Deadline,
     ) -> Result<u64, NodeFailure> {
+        let _turn = self.turns.take(Work::Open, volume_id, deadline).await?;
         let not_there = || NodeFailure::NotThere { volume_id: volume_id.clone(), path: volume_path.to_owned() };
         let mapping = self.mapping(volume_id).await?.ok_or_else(not_there)?;
-        let path = tokio::fs::canonicalize(volume_path).await.map_err(|_| not_there())?;
+        let path = self.targets.resolve(volume_path).await.map_err(|_| not_there())?;
         let mounts = self.mounts().await?;
         let mounted = mounted_at(&mounts, &path).filter(|mount| shows(mount, &mapping));
         let stale = || NodeFailure::StaleMapping { volume_id: volume_id.clone() };

@@ -63,6 +63,28 @@ pub enum NodeFailure {
         /// What was found.
         found: String,
     },
+    /// cryptsetup made another header than Coffer knows. Nothing of it was written.
+    #[error("the LUKS2 header that cryptsetup made for volume {volume_id} is not used; is it version 2.4 or later?")]
+    NewHeader {
+        /// The volume.
+        volume_id: VolumeId,
+        /// What is other.
+        source: HeaderFault,
+    },
+    /// A new volume's device does not read as it was written.
+    #[error(
+        "volume {volume_id} is not finished: its device {} does not hold {what} any more. The disk loses what is \
+         written to it, or somebody else writes to it: look at the kernel log, then try again",
+        device.display()
+    )]
+    NotKept {
+        /// The volume.
+        volume_id: VolumeId,
+        /// The device.
+        device: PathBuf,
+        /// What was written and is not there.
+        what: &'static str,
+    },
     /// The device ends before the volume does. Nothing on it was changed.
     #[error(
         "volume {volume_id} is refused, and nothing on its device {} was changed: the device has {bytes} bytes and \
@@ -181,6 +203,9 @@ pub enum NodeFailure {
         /// In which way.
         what: String,
     },
+    /// So many volumes are worked on that this one had no turn before the deadline.
+    #[error("volume {0} had no turn before the deadline: the node is at work on many volumes; try again")]
+    Waited(VolumeId),
     /// The volume has one writer, and it is another.
     #[error("volume {volume_id} allows one writer and is published on {}", path.display())]
     HasWriter {

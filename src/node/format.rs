@@ -9,16 +9,15 @@
 //! claim the device (O_EXCL)             nobody else may have it until its header is written
 //! look: blank, or our own header?      anything else is refused
 //! record → formatting                  this attempt fences off earlier ones
-//! no header that opens: one is made in memory and written, its first 4 KiB last
+//! no header that opens: one is made in memory and written, the mark's place cleared before, its first 4 KiB last
 //! let go, open, read the header again  it must be the one that was opened
-//! mkfs                                 flushed by the next step
+//! mkfs, flush                          so that no power cut can leave the mark without it
 //! finish mark written, flush           from here on everything is kept for ever
 //! record → ready                       with the header's tag
 //! ```
 
 use std::{
     io,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -27,11 +26,11 @@ use crate::{
     key::service::{Attempt, VolumeKey},
     node::{
         Node, NodeFailure,
-        block::Access,
+        block::{Access, Hold},
         filesystem,
         header::{
-            self, Header, HeaderFault, Layout, Mark,
-            found::{BLANK_HEAD_BYTES, BLANK_TAIL_BYTES, Found, examine},
+            self, Header, HeaderFault, Layout, MARK_BYTES, Mark,
+            found::{BLANK_HEAD_BYTES, BLANK_TAIL_BYTES, Found, SIGNATURE_BYTES, examine, is_zero},
         },
         luks::{self, LuksFailure},
     },
@@ -83,7 +82,7 @@ impl Node {
                 // A power cut tore its keyslot. The device is looked at again: it was nobody's for a moment.
                 let claim = self.claim(key, device).await?;
                 if self.expect_blank_or_ours(key, device).await? != area {
-                    return Err(refused(HeaderFault::Overwritten));
+                    return Err(lost(key, device, "what was read a moment ago"));
                 }
                 let header = self.write_header(key, device, deadline).await?;
                 drop(claim);
@@ -95,7 +94,7 @@ impl Node {
         // The mapping holds the device now; what it was opened with must be what lies on it.
         let now = self.blocks.read(device, 0, header.bytes().len()).await;
         if now.map_err(NodeFailure::io("read the header of", device))? != header.bytes() {
-            return Err(refused(HeaderFault::Overwritten));
+            return Err(lost(key, device, "the LUKS header"));
         }
         reached(Step::FirstOpened, volume_id);
         if !finished {
@@ -104,10 +103,17 @@ impl Node {
                 let made = filesystem::make(self.exec.as_ref(), fs_type, parameters, &mapping, deadline).await;
                 made.map_err(NodeFailure::filesystem("make the file system", volume_id))?;
             }
+            // The mark says that all of this is on the disk, so it goes there after it: mkfs's own word is not enough.
+            self.blocks.flush(&mapping).await.map_err(NodeFailure::io("flush", &mapping))?;
+            self.expect_made(key, &mapping).await?;
             reached(Step::FilesystemMade, volume_id);
             let (mark, offset) = (header.finish_mark(dek), Layout::of(parameters).mark_offset() as u64);
             let marked = self.blocks.write(device, offset, &mark).await;
             marked.map_err(NodeFailure::io("write the finish mark to", device))?;
+            let kept = self.blocks.read(device, offset, mark.len()).await;
+            if kept.map_err(NodeFailure::io("read the finish mark of", device))? != mark {
+                return Err(lost(key, device, "the finish mark"));
+            }
         }
         reached(Step::Marked, volume_id);
         let ready = self.keys.mark_ready(volume_id, attempt, header.tag(), deadline).await;
@@ -116,8 +122,16 @@ impl Node {
         Ok(mapping)
     }
 
+    /// Checks that the disk has the file system that was made a moment ago.
+    async fn expect_made(&self, key: &VolumeKey, mapping: &Path) -> Result<(), NodeFailure> {
+        let Content::Filesystem(fs_type) = key.info.parameters.content else { return Ok(()) };
+        let start = self.blocks.read(mapping, 0, SIGNATURE_BYTES).await;
+        let found = examine(&start.map_err(NodeFailure::io("read the superblock of", mapping))?);
+        if found == Found::of(fs_type) { Ok(()) } else { Err(lost(key, mapping, "the new file system")) }
+    }
+
     /// Keeps everybody else off a device, as long as what is returned is held.
-    async fn claim(&self, key: &VolumeKey, device: &Path) -> Result<OwnedFd, NodeFailure> {
+    async fn claim(&self, key: &VolumeKey, device: &Path) -> Result<Hold, NodeFailure> {
         self.blocks.claim(device).await.map_err(|error| match error.kind() {
             io::ErrorKind::ResourceBusy => {
                 let what = format!("somebody else has {}", device.display());
@@ -141,13 +155,11 @@ impl Node {
             return Ok(head);
         }
         let tail = read(bytes - BLANK_TAIL_BYTES.min(bytes), BLANK_TAIL_BYTES.min(bytes)).await?;
-        // What a power cut leaves of a header that was being written lies between its first 4 KiB and its end.
+        // What a power cut leaves of a header that was being written lies between its first 4 KiB and the data.
         let torn_allowed = info.format_attempt > 0;
         let foreign = match examine(&head) {
             Found::Zeros => None,
-            Found::Unknown
-                if torn_allowed && is_zero(&head[..START_BYTES]) && is_zero(&head[layout.header_bytes()..]) =>
-            {
+            Found::Unknown if torn_allowed && is_zero(&head[..START_BYTES]) && is_zero(&head[layout.data_offset..]) => {
                 None
             }
             found => Some(found.to_string()),
@@ -168,13 +180,15 @@ impl Node {
         let made = made.map_err(NodeFailure::luks("make the LUKS header of", &info.volume_id))?;
         // What cryptsetup made is held to the same list as what is read back.
         let header = Header::adopt(&made, info.luks_uuid, &info.parameters, dek);
-        let header = header.map_err(NodeFailure::header(info, device))?;
+        let header = header.map_err(|source| NodeFailure::NewHeader { volume_id: info.volume_id.clone(), source })?;
         let write = |offset: usize, bytes: Vec<u8>| async move {
             self.blocks
                 .write(device, offset as u64, &bytes)
                 .await
                 .map_err(NodeFailure::io("write the header to", device))
         };
+        // A mark that a disk hid for a moment would belong to another header, and keep this one from ever being taken.
+        write(Layout::of(&info.parameters).mark_offset(), vec![0; MARK_BYTES]).await?;
         write(0, vec![0; START_BYTES]).await?;
         reached(Step::HeaderCleared, &info.volume_id);
         write(START_BYTES, header.bytes()[START_BYTES..].to_vec()).await?;
@@ -185,6 +199,7 @@ impl Node {
     }
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
+/// A disk, or somebody else, has not kept what was written to it.
+fn lost(key: &VolumeKey, device: &Path, what: &'static str) -> NodeFailure {
+    NodeFailure::NotKept { volume_id: key.info.volume_id.clone(), device: device.to_owned(), what }
 }

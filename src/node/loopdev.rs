@@ -44,14 +44,14 @@ const TRIES: usize = 64;
 /// The file cannot be opened, or the kernel gives no loop device.
 pub fn attach(file: &Path) -> io::Result<Loop> {
     let wanted = fs::metadata(file)?;
-    for path in find(file)? {
+    for (path, _) in find(file)? {
         let device = open(&path)?;
         // Looked at again now that it is held: a device that was found may have been let go of and given to another.
         let Ok(info) = status(&device) else { continue };
         if !is_of(&info, &wanted) {
             continue;
         }
-        if info.lo_offset != 0 || info.lo_sizelimit != 0 || info.lo_flags & Flag::LO_FLAGS_READ_ONLY as u32 != 0 {
+        if !is_whole(&info) {
             let how = format!("{} has it in another way (offset, limit or read-only); detach that", path.display());
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, how));
         }
@@ -71,11 +71,12 @@ pub fn attach(file: &Path) -> io::Result<Loop> {
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "other processes took every free loop device first"))
 }
 
-/// The devices that have a file attached, told by its device and inode numbers, so that no path can mislead.
+/// The devices that have a file attached, told by its device and inode numbers, so that no path can mislead; and
+/// whether each has it as [`attach`] gives it: from its start to its end, to be written.
 ///
 /// # Errors
 /// The file or the list of block devices cannot be read.
-pub fn find(file: &Path) -> io::Result<Vec<PathBuf>> {
+pub fn find(file: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
     let wanted = fs::metadata(file)?;
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block")? {
@@ -88,7 +89,7 @@ pub fn find(file: &Path) -> io::Result<Vec<PathBuf>> {
         // A device that goes while we look is not one that has the file.
         let Ok(info) = File::open(&path).and_then(|device| status(&device)) else { continue };
         if is_of(&info, &wanted) {
-            found.push(path);
+            found.push((path, is_whole(&info)));
         }
     }
     Ok(found)
@@ -118,6 +119,10 @@ pub fn refresh(path: &Path) -> io::Result<()> {
     let device = open(path)?;
     // SAFETY: LOOP_SET_CAPACITY takes no argument.
     Ok(unsafe { ioctl::ioctl(device, NoArg::<LOOP_SET_CAPACITY>::new()) }?)
+}
+
+fn is_whole(info: &loop_info64) -> bool {
+    info.lo_offset == 0 && info.lo_sizelimit == 0 && info.lo_flags & Flag::LO_FLAGS_READ_ONLY as u32 == 0
 }
 
 fn is_of(info: &loop_info64, file: &fs::Metadata) -> bool {

@@ -1,4 +1,4 @@
-//! LUKS2 through cryptsetup: make a header, open a verified one, grow and close a mapping.
+//! LUKS2 through cryptsetup: make a header, open a verified one, grow a mapping; and close it through dmsetup.
 //!
 //! Two words that are easily mixed up: the *DEK* is what our key service gives out, and to LUKS it is the passphrase
 //! of a keyslot; the LUKS *volume key*, which encrypts the sectors, lies inside the header and we never see it.
@@ -27,10 +27,11 @@ use crate::{
 };
 
 const CRYPTSETUP: &str = "cryptsetup";
+const DMSETUP: &str = "dmsetup";
+/// A header's file is as large as a header with its room for the data's start: a multiple of this.
+const DEVICE_BYTES: usize = 2 << 20;
 /// cryptsetup(8), return codes: no permission, which for us is a DEK that opens no keyslot.
 const WRONG_KEY: i32 = 2;
-/// The device is not there: for `close`, the mapping is gone.
-const NO_DEVICE: i32 = 4;
 /// The device exists already, or is busy.
 const BUSY: i32 = 5;
 
@@ -65,7 +66,7 @@ pub async fn format(
     deadline: Deadline,
 ) -> Result<Vec<u8>, LuksFailure> {
     let layout = Layout::of(parameters);
-    let mut memory = Memory::of(&vec![0; layout.data_offset])?;
+    let mut memory = Memory::zeros(layout.data_offset)?;
     let kib = |bytes: usize| format!("{}k", bytes / 1024);
     let mut program = Program::new(CRYPTSETUP)
         .args(["luksFormat", "--batch-mode", "--type", "luks2", "--hash", "sha256"])
@@ -83,9 +84,7 @@ pub async fn format(
     };
     let program = header_and_key(program, &memory, dek).arg(device);
     exec.run(program, deadline).await?.success(CRYPTSETUP)?;
-    let mut header = memory.read()?;
-    header.truncate(layout.header_bytes());
-    Ok(header)
+    memory.read(layout.header_bytes())
 }
 
 /// A mapping to be opened.
@@ -162,30 +161,25 @@ pub async fn resize(
     Ok(())
 }
 
-/// Closes a mapping. One that is not open is a success.
+/// Removes a mapping. It is device-mapper's tool and not cryptsetup that does it: `cryptsetup close` would read the
+/// header that lies on the device, which nobody has authenticated, and mend a copy of it that it takes for damaged.
 ///
 /// # Errors
-/// The mapping is in use, or cryptsetup fails.
-pub async fn close(exec: &dyn Exec, mapper: &MapperName, deadline: Deadline) -> Result<(), LuksFailure> {
-    let output = exec.run(Program::new(CRYPTSETUP).args(["close", mapper.as_str()]), deadline).await?;
-    match output.code {
-        NO_DEVICE => Ok(()),
-        BUSY => Err(LuksFailure::Busy(mapper.clone())),
-        _ => output.success(CRYPTSETUP).map(|_| ()).map_err(LuksFailure::Program),
-    }
+/// The mapping is in use or not there, which whoever asks can see, or dmsetup fails.
+pub async fn close(exec: &dyn Exec, mapper: &MapperName, deadline: Deadline) -> Result<(), ExecFailure> {
+    exec.run(Program::new(DMSETUP).args(["remove", mapper.as_str()]), deadline).await?.success(DMSETUP)?;
+    Ok(())
 }
 
-/// Closes a mapping when its last user lets go of it. Until then its name is taken.
+/// Removes a mapping when its last user lets go of it. Until then its name is taken.
 ///
 /// # Errors
-/// cryptsetup fails.
-pub async fn close_deferred(exec: &dyn Exec, mapper: &MapperName, deadline: Deadline) -> Result<(), LuksFailure> {
-    let program = Program::new(CRYPTSETUP).args(["close", "--deferred", mapper.as_str()]);
-    let output = exec.run(program, deadline).await?;
-    match output.code {
-        NO_DEVICE => Ok(()),
-        _ => output.success(CRYPTSETUP).map(|_| ()).map_err(LuksFailure::Program),
-    }
+/// The mapping is not there, or dmsetup fails.
+pub async fn close_deferred(exec: &dyn Exec, mapper: &MapperName, deadline: Deadline) -> Result<(), ExecFailure> {
+    exec.run(Program::new(DMSETUP).args(["remove", "--deferred", mapper.as_str()]), deadline)
+        .await?
+        .success(DMSETUP)?;
+    Ok(())
 }
 
 fn header_and_key<'a>(program: Program<'a>, header: &Memory, dek: &'a Dek) -> Program<'a> {
@@ -200,19 +194,28 @@ fn header_and_key<'a>(program: Program<'a>, header: &Memory, dek: &'a Dek) -> Pr
 struct Memory(File);
 
 impl Memory {
-    fn of(bytes: &[u8]) -> Result<Self, LuksFailure> {
+    fn make(fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<Self, LuksFailure> {
         let make = || {
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
             let mut file = File::from(memfd_create("luks-header", flags)?);
-            file.write_all(bytes)?;
+            fill(&mut file)?;
             Ok(Self(file))
         };
         make().map_err(LuksFailure::Memory)
     }
 
+    /// A file of zeros, which take no memory until they are written over.
+    fn zeros(bytes: usize) -> Result<Self, LuksFailure> {
+        Self::make(|file| file.set_len(bytes as u64))
+    }
+
     /// A file that nobody can change any more: what was verified is what is opened.
     fn sealed(bytes: &[u8]) -> Result<Self, LuksFailure> {
-        let memory = Self::of(bytes)?;
+        let memory = Self::make(|file| {
+            file.write_all(bytes)?;
+            // cryptsetup looks whether all keyslots that the metadata has room for would fit.
+            file.set_len(bytes.len().next_multiple_of(DEVICE_BYTES) as u64)
+        })?;
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         fcntl_add_seals(&memory.0, seals).map_err(|errno| LuksFailure::Memory(errno.into()))?;
         Ok(memory)
@@ -223,11 +226,11 @@ impl Memory {
         PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()))
     }
 
-    fn read(&mut self) -> Result<Vec<u8>, LuksFailure> {
+    fn read(&mut self, length: usize) -> Result<Vec<u8>, LuksFailure> {
         let mut read = || {
-            let mut bytes = Vec::new();
+            let mut bytes = vec![0; length];
             self.0.seek(SeekFrom::Start(0))?;
-            self.0.read_to_end(&mut bytes)?;
+            self.0.read_exact(&mut bytes)?;
             Ok(bytes)
         };
         read().map_err(LuksFailure::Memory)

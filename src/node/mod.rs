@@ -17,6 +17,7 @@ pub mod source;
 pub mod stage;
 pub mod stats;
 pub mod target;
+pub mod turns;
 pub mod unstage;
 
 pub mod loopdev;
@@ -24,14 +25,15 @@ pub mod loopdev;
 use std::{path::Path, sync::Arc};
 
 use crate::{
-    exec::{Deadline, Exec},
+    exec::{Deadline, Exec, ExecFailure},
     key::service::KeyService,
     node::{
         block::{Blocks, Mapping},
         failure::NodeFailure,
-        luks::LuksFailure,
         mount::{Mount, Mounts, Options},
         source::{BlockSource, Place, device::Device, local::Local},
+        target::Targets,
+        turns::Turns,
     },
     volume::{FsType, MapperName, VolumeId},
 };
@@ -42,12 +44,16 @@ pub struct Node {
     pub exec: Arc<dyn Exec>,
     /// Mounts.
     pub mounts: Arc<dyn Mounts>,
+    /// The paths that volumes are mounted on.
+    pub targets: Arc<dyn Targets>,
     /// Block devices.
     pub blocks: Arc<dyn Blocks>,
     /// Keys.
     pub keys: Arc<dyn KeyService>,
     /// The pool of local volumes.
     pub pool: Local,
+    /// How many volumes are worked on at once.
+    pub turns: Turns,
 }
 
 impl std::fmt::Debug for Node {
@@ -109,26 +115,33 @@ impl Node {
         self.mounts.table().await.map_err(NodeFailure::io("read", "/proc/self/mountinfo"))
     }
 
-    /// Closes a mapping that nobody uses.
+    /// Closes a mapping that nobody uses. One that is not open is a success.
     async fn close(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), NodeFailure> {
-        match luks::close(self.exec.as_ref(), &MapperName::of(volume_id), deadline).await {
-            Err(LuksFailure::Busy(mapper)) => {
-                Err(NodeFailure::Busy { volume_id: volume_id.clone(), what: format!("/dev/mapper/{mapper} is open") })
+        let mapper = MapperName::of(volume_id);
+        let closed = luks::close(self.exec.as_ref(), &mapper, deadline).await;
+        // dmsetup has one status for all that goes wrong; whether the mapping is still there tells the rest.
+        match (closed, self.mapping(volume_id).await?) {
+            (_, None) => Ok(()),
+            (Ok(()) | Err(ExecFailure::Status { .. }), Some(_)) => {
+                let what = format!("/dev/mapper/{mapper} is open or being closed");
+                Err(NodeFailure::Busy { volume_id: volume_id.clone(), what })
             }
-            closed => closed.map_err(NodeFailure::luks("close", volume_id)),
+            (Err(failure), Some(_)) => Err(NodeFailure::luks("close", volume_id)(failure.into())),
         }
     }
 
     /// Closes a mapping that must not be used again; one that is busy goes with its last user.
     async fn discard(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(), NodeFailure> {
-        let mapper = MapperName::of(volume_id);
-        match luks::close(self.exec.as_ref(), &mapper, deadline).await {
-            Err(LuksFailure::Busy(_)) => {
-                let closed = luks::close_deferred(self.exec.as_ref(), &mapper, deadline).await;
-                closed.map_err(NodeFailure::luks("close", volume_id))?;
+        match self.close(volume_id, deadline).await {
+            Err(NodeFailure::Busy { .. }) => {
+                let closed = luks::close_deferred(self.exec.as_ref(), &MapperName::of(volume_id), deadline).await;
+                if closed.is_err() && self.mapping(volume_id).await?.is_none() {
+                    return Ok(());
+                }
+                closed.map_err(|failure| NodeFailure::luks("close", volume_id)(failure.into()))?;
                 Err(NodeFailure::StaleMapping { volume_id: volume_id.clone() })
             }
-            closed => closed.map_err(NodeFailure::luks("close", volume_id)),
+            closed => closed,
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         is_node_of,
         mount::{Mount, Options},
         mounted_at, shows,
-        target::{Kind, Target},
+        target::Kind,
     },
     volume::VolumeId,
 };
@@ -45,7 +45,7 @@ impl Node {
         let mounts = self.mounts().await?;
         let (source, kind, mut options) = match &publish.capability.form {
             Form::Filesystem { options, .. } => {
-                let staged = tokio::fs::canonicalize(staging_path).await.map_err(|_| not_staged(staging_path))?;
+                let staged = self.targets.resolve(staging_path).await.map_err(|_| not_staged(staging_path))?;
                 if !mounted_at(&mounts, &staged).is_some_and(|mount| shows(mount, &mapping)) {
                     return Err(not_staged(&staged));
                 }
@@ -69,7 +69,7 @@ impl Node {
             }
             options.read_only();
         }
-        let target = Target::look(&publish.target_path, kind).await?;
+        let target = self.targets.look(&publish.target_path, kind).await?;
         let path = &target.path;
         if let Some(mount) = mounted_at(&mounts, path) {
             return published(publish, path, mount, &mapping, options.access());
@@ -80,7 +80,7 @@ impl Node {
                 return Err(NodeFailure::HasWriter { volume_id: volume_id.clone(), path: other.target.clone() });
             }
         }
-        target.make().await?;
+        self.targets.make(&target).await?;
         let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: path.clone(), source };
         self.mounts.bind(&source, path, &options).await.map_err(failed)
     }
@@ -91,7 +91,7 @@ impl Node {
     /// The target is something else, or is in use.
     pub async fn unpublish(&self, volume_id: &VolumeId, target_path: &Path) -> Result<(), NodeFailure> {
         let (Some(folder), Some(name)) = (target_path.parent(), target_path.file_name()) else { return Ok(()) };
-        let path = match tokio::fs::canonicalize(folder).await {
+        let path = match self.targets.resolve(folder).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             folder => folder.map_err(NodeFailure::io("look at", folder_of(target_path)))?.join(name),
         };
@@ -103,23 +103,7 @@ impl Node {
             }
             self.mounts.unmount(&path).await.map_err(NodeFailure::io("unmount", &path))?;
         }
-        let metadata = match tokio::fs::symlink_metadata(&path).await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            metadata => metadata.map_err(NodeFailure::io("look at", &path))?,
-        };
-        if metadata.is_symlink() {
-            let fault = "is a symbolic link; a volume is mounted on no link";
-            return Err(NodeFailure::Path { path, fault });
-        }
-        // Only what a publish makes is removed: an empty folder, or a file without a byte.
-        let removed = if metadata.is_dir() {
-            tokio::fs::remove_dir(&path).await
-        } else if tokio::fs::metadata(&path).await.is_ok_and(|file| file.is_file() && file.len() == 0) {
-            tokio::fs::remove_file(&path).await
-        } else {
-            return Err(NodeFailure::Occupied { path, what: "it is a file with content, which no publish made" });
-        };
-        removed.map_err(NodeFailure::io("remove", &path))
+        self.targets.remove(&path).await
     }
 }
 

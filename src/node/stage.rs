@@ -23,21 +23,28 @@ use crate::{
     node::{
         Capability, Form, Node, NodeFailure, Use,
         block::{Access, Mapping},
-        filesystem, group,
-        header::{Header, HeaderFault, Layout},
+        filesystem,
+        header::{self, Header, HeaderFault, Layout},
         luks::{self, LuksFailure},
         mounted_at, shows,
         source::Place,
-        target::{Kind, Target},
+        target::Kind,
+        turns::Work,
     },
     step::{Step, reached},
-    volume::{Content, FsType, Integrity, MapperName, VolumeId},
+    volume::{Content, FsType, Integrity, MapperName, Parameters, VolumeId},
 };
 
 /// How long closing may take after a stage that failed.
 const UNDO_TIME: Duration = Duration::from_secs(30);
 /// How long a repair may take: it does not start over each time that a caller gives up.
 const REPAIR_TIME: Duration = Duration::from_secs(3600);
+
+/// A volume's open mapping.
+struct Opened {
+    device: PathBuf,
+    parameters: Parameters,
+}
 
 /// A volume to stage.
 #[derive(Clone, Debug)]
@@ -59,29 +66,34 @@ impl Node {
     /// Any step that failed; a refusal has changed nothing on the device.
     pub async fn stage(&self, stage: &Stage, deadline: Deadline) -> Result<(), NodeFailure> {
         let volume_id = &stage.volume_id;
-        let target = Target::look(&stage.staging_target_path, Kind::Folder).await?;
+        let target = self.targets.look(&stage.staging_target_path, Kind::Folder).await?;
         let mapping = self.mapping(volume_id).await?;
         if self.is_staged(stage, &target.path, mapping.as_ref(), deadline).await? {
             // A group that a first stage did not come to the end of.
             return self.give(stage, &target.path).await;
         }
         reached(Step::Staging, volume_id);
-        target.make().await?;
         let before = mapping.is_some();
-        let staged = self.attach_and_mount(stage, mapping, &target.path, deadline).await;
+        let turn = self.turns.take(Work::Open, volume_id, deadline).await?;
+        self.targets.make(&target).await?;
+        let opened = self.attach_and_open(stage, mapping, deadline).await;
+        drop(turn);
+        let staged = match opened {
+            Ok(opened) => self.mount(stage, &opened, &target.path).await,
+            Err(failure) => Err(failure),
+        };
         if staged.is_err() && !before {
             self.undo(volume_id, &target.path).await;
         }
         staged
     }
 
-    async fn attach_and_mount(
+    async fn attach_and_open(
         &self,
         stage: &Stage,
         mapping: Option<Mapping>,
-        path: &Path,
         deadline: Deadline,
-    ) -> Result<(), NodeFailure> {
+    ) -> Result<Opened, NodeFailure> {
         let volume_id = &stage.volume_id;
         let source = self.source(&stage.place);
         let attached = source.attach(volume_id).await.map_err(NodeFailure::source(volume_id))?;
@@ -115,19 +127,26 @@ impl Node {
         // The mapping holds the device now, and nobody needs the key.
         drop((key, attached));
         reached(Step::Opened, volume_id);
-        let (Content::Filesystem(fs_type), Form::Filesystem { options, .. }) = (content, &stage.capability.form) else {
+        Ok(Opened { device, parameters })
+    }
+
+    async fn mount(&self, stage: &Stage, opened: &Opened, path: &Path) -> Result<(), NodeFailure> {
+        let (volume_id, Opened { device, parameters }) = (&stage.volume_id, opened);
+        let (Content::Filesystem(fs_type), Form::Filesystem { options, .. }) =
+            (parameters.content, &stage.capability.form)
+        else {
             return Ok(());
         };
         let mut options = options.clone();
         if stage.capability.access == Use::Read {
             options.read_only();
         }
-        if let Some(word) = filesystem::discard_option(&parameters) {
+        if let Some(word) = filesystem::discard_option(parameters) {
             options.add(word);
         }
-        self.repair(volume_id, &device, fs_type).await?;
+        self.repair(volume_id, device, fs_type).await?;
         let failed = |source| NodeFailure::Mount { volume_id: volume_id.clone(), target: path.to_owned(), source };
-        self.mounts.mount(&device, path, fs_type, &options).await.map_err(failed)?;
+        self.mounts.mount(device, path, fs_type, &options).await.map_err(failed)?;
         reached(Step::Mounted, volume_id);
         self.give(stage, path).await
     }
@@ -136,7 +155,7 @@ impl Node {
     async fn give(&self, stage: &Stage, path: &Path) -> Result<(), NodeFailure> {
         match &stage.capability.form {
             Form::Filesystem { group: Some(group), .. } => {
-                group::give(path, *group).await.map_err(NodeFailure::io("give to the group", path))
+                self.targets.give(path, *group).await.map_err(NodeFailure::io("give to the group", path))
             }
             Form::Filesystem { group: None, .. } | Form::Block => Ok(()),
         }
@@ -169,8 +188,14 @@ impl Node {
         let layout = Layout::of(&info.parameters);
         let needed = layout.overhead_bytes() + u64::from(info.parameters.sector_size.bytes());
         self.expect_bytes(info, device, needed).await?;
-        let area = self.blocks.read(device, 0, layout.header_bytes()).await;
-        let area = area.map_err(NodeFailure::io("read the header of", device))?;
+        let read = |length| self.blocks.read(device, 0, length);
+        let failed = NodeFailure::io("read the header of", device);
+        let mut area = read(layout.one_keyslot_bytes()).await.map_err(&failed)?;
+        let used = header::used_bytes(&area, &info.parameters);
+        if used > area.len() {
+            // All of it again, so that what is checked was read at one time.
+            area = read(used).await.map_err(&failed)?;
+        }
         let refused = NodeFailure::header(info, device);
         let tag = info.header_tag.ok_or_else(|| refused(HeaderFault::Tag))?;
         Header::authenticate(&area, info.luks_uuid, &info.parameters, tag, &key.dek).map_err(refused)
@@ -274,8 +299,10 @@ impl Node {
         if !filesystem::wants_repair(fs_type, &start) {
             return Ok(());
         }
+        let deadline = Deadline::within(REPAIR_TIME);
+        let _turn = self.turns.take(Work::Repair, volume_id, deadline).await?;
         tracing::warn!(%volume_id, "the superblock notes errors: repairing before the mount");
-        let repaired = filesystem::repair(self.exec.as_ref(), device, Deadline::within(REPAIR_TIME)).await;
+        let repaired = filesystem::repair(self.exec.as_ref(), device, deadline).await;
         repaired.map_err(NodeFailure::filesystem("repair the file system", volume_id))
     }
 }

@@ -41,7 +41,7 @@ impl Node {
     /// The volume is not at that path.
     pub async fn stats(&self, volume_id: &VolumeId, volume_path: &Path) -> Result<Stats, NodeFailure> {
         let not_there = || NodeFailure::NotThere { volume_id: volume_id.clone(), path: volume_path.to_owned() };
-        let path = tokio::fs::canonicalize(volume_path).await.map_err(|_| not_there())?;
+        let path = self.targets.resolve(volume_path).await.map_err(|_| not_there())?;
         let mapping = self.mapping(volume_id).await?.ok_or_else(not_there)?;
         let mounts = self.mounts().await?;
         let mount = mounted_at(&mounts, &path).filter(|mount| shows(mount, &mapping)).ok_or_else(not_there)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::{
     exec::Deadline,
-    node::{Node, NodeFailure, mounted_at, shows, source::BlockSource},
+    node::{Node, NodeFailure, mounted_at, shows, source::BlockSource, turns::Work},
     step::{Step, reached},
     volume::VolumeId,
 };
@@ -20,8 +20,9 @@ impl Node {
         staging_target_path: &Path,
         deadline: Deadline,
     ) -> Result<(), NodeFailure> {
+        let _turn = self.turns.take(Work::Close, volume_id, deadline).await?;
         // A path that is gone is not mounted on.
-        let path = tokio::fs::canonicalize(staging_target_path).await.unwrap_or(staging_target_path.to_owned());
+        let path = self.targets.resolve(staging_target_path).await.unwrap_or(staging_target_path.to_owned());
         let mapping = self.mapping(volume_id).await?;
         let mounts = self.mounts().await?;
         if let Some(mapping) = &mapping {
@@ -36,11 +37,6 @@ impl Node {
             reached(Step::Unmounted, volume_id);
             self.close(volume_id, deadline).await?;
             reached(Step::Closed, volume_id);
-            if self.mapping(volume_id).await?.is_some() {
-                // Somebody else is at closing it: it is not said to be closed before it is.
-                let what = "its mapping is being closed".to_owned();
-                return Err(NodeFailure::Busy { volume_id: volume_id.clone(), what });
-            }
         } else if mounted_at(&mounts, &path).is_some() {
             return Err(NodeFailure::Occupied { path, what: "something else than this volume is mounted there" });
         }

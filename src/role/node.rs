@@ -16,7 +16,14 @@ use coffer::{
     exec::{System, Udev},
     key::service::KeyService,
     keyservice::client::{Address, Remote},
-    node::{Node, block::LinuxBlocks, mount::LinuxMounts, source::local::Local},
+    node::{
+        Node,
+        block::LinuxBlocks,
+        mount::LinuxMounts,
+        source::{files::Folder, local::Local},
+        target::LinuxTargets,
+        turns::Turns,
+    },
     proto::csi::{identity_server::IdentityServer, node_server::NodeServer},
     server::{
         Reach,
@@ -35,6 +42,9 @@ use crate::role::listen;
 
 /// How long connections may stay open when all work has ended.
 const END_TIME: Duration = Duration::from_secs(5);
+
+/// Volumes that are worked on at once: each takes a few MiB, and an unlock has nothing to wait for but a processor.
+const AT_ONCE: usize = 8;
 
 /// `coffer node`: the driver, with keys from a key service.
 pub(crate) async fn node(args: NodeArgs) -> Result<()> {
@@ -68,9 +78,11 @@ pub(super) async fn driver(
     let node = Arc::new(Node {
         exec: Arc::new(System::new(Udev::detect())),
         mounts: Arc::new(LinuxMounts),
+        targets: Arc::new(LinuxTargets),
         blocks: blocks.clone(),
         keys: keys.clone(),
-        pool: Local::open(pool, blocks)?,
+        pool: Local::of(Arc::new(Folder::open(pool)?), blocks),
+        turns: Turns::at_once(AT_ONCE),
     });
     let gate = Gate::default();
     let routes = Routes::new(IdentityServer::new(Identity::new(services, keys)))

@@ -113,6 +113,7 @@ impl controller_server::Controller for Controller {
     ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
         let deadline = grpc::deadline(request.metadata());
         let request = request.into_inner();
+        request::no_secrets(&request.secrets)?;
         let volume_id = request::volume_id(&request.volume_id)?;
         if request.volume_capabilities.is_empty() {
             return Err(Invalid::new("volume_capabilities are missing").into());

@@ -98,7 +98,7 @@ impl Controller {
             (None, State::Prepared | State::Formatting) => match pool.create(&info.volume_id, file_bytes).await {
                 Err(full @ PoolFailure::Full { .. }) => {
                     // Nothing was ever written under this key.
-                    self.node.keys.destroy(&info.volume_id, deadline).await?;
+                    self.node.keys.destroy(&info.volume_id, info.generation, deadline).await?;
                     return Err(full.into());
                 }
                 created => created?,
@@ -160,7 +160,10 @@ impl Controller {
             return Err(Status::failed_precondition(format!("volume {volume_id} is staged on node {}", self.node_id)));
         }
         self.node.pool.expect_unused(volume_id).await?;
-        self.node.keys.destroy(volume_id, deadline).await?;
+        // No key, or a destroyed one: a deletion that broke off before the file was removed.
+        if let Some(info) = self.node.keys.describe(volume_id, deadline).await? {
+            self.node.keys.destroy(volume_id, info.generation, deadline).await?;
+        }
         reached(Step::KeyDestroyed, volume_id);
         self.node.pool.remove(volume_id).await?;
         reached(Step::FileRemoved, volume_id);

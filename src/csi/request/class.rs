@@ -93,7 +93,7 @@ pub fn class(parameters: &HashMap<String, String>, capabilities: &[Capability]) 
     Ok(Class {
         parameters: read,
         place,
-        provider: value("provider").map(str::to_owned),
+        provider: value("provider").filter(|name| !name.is_empty()).map(str::to_owned),
         context: value("context").map(binding_context).transpose()?.unwrap_or_default(),
         tenant: value(PVC_NAMESPACE).map(str::to_owned),
     })

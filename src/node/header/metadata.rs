@@ -2,20 +2,37 @@
 //! digest, no tokens. What is not on the list is refused, be it harmless or not (CVE-2025-59054, CVE-2025-58356: a
 //! header with an empty cipher that any key opens).
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use uuid::Uuid;
 
 use crate::{
-    node::header::{ITERATIONS, Layout, METADATA_BYTES},
+    key::record::Base64,
+    node::header::{
+        ITERATIONS, Layout, METADATA_BYTES,
+        found::{FIRST_MAGIC, SECOND_MAGIC, is_zero, text},
+    },
     volume::{Cipher, Integrity, Parameters},
 };
 
+/// How often a keyslot's key is split (LUKS2 On-Disk Format Specification, chapter 3.2).
+const STRIPES: u32 = 4000;
+/// Keyslots' areas are multiples of this many bytes.
+const AREA_BYTES: usize = 4096;
 /// Bytes of a copy before its JSON area.
 const BINARY_BYTES: usize = 4096;
-pub(super) const FIRST_MAGIC: &[u8] = b"LUKS\xba\xbe";
-pub(super) const SECOND_MAGIC: &[u8] = b"SKUL\xba\xbe";
+
+/// Where the keyslots that the metadata names end, in bytes from the start of the device; none where it names none that
+/// Coffer could have made. Nothing of it is believed: it says how much of the header is to be authenticated.
+pub(super) fn used_bytes(header: &[u8], layout: Layout) -> Option<usize> {
+    let metadata: Metadata = serde_json::from_str(&text(header.get(BINARY_BYTES..METADATA_BYTES)?)).ok()?;
+    let ends = metadata.keyslots.values().map(|keyslot| Some(keyslot.area.place(layout)?.end));
+    ends.collect::<Option<Vec<_>>>()?.into_iter().max()
+}
 
 /// Checks both copies of the metadata against what Coffer writes. What is not on the list is refused.
 pub(super) fn check(header: &[u8], luks_uuid: Uuid, parameters: &Parameters) -> Result<(), String> {
@@ -35,6 +52,10 @@ pub(super) fn check(header: &[u8], luks_uuid: Uuid, parameters: &Parameters) -> 
         if text(&copy[72..104]) != "sha256" {
             return refuse("its checksum is not SHA-256");
         }
+        // Label at 24, subsystem at 208: Coffer gives none.
+        if !is_zero(&copy[24..72]) || !is_zero(&copy[208..256]) {
+            return refuse("a copy of it has a label or a subsystem");
+        }
     }
     if first[BINARY_BYTES..] != second[BINARY_BYTES..] {
         return refuse("its two copies differ");
@@ -44,18 +65,12 @@ pub(super) fn check(header: &[u8], luks_uuid: Uuid, parameters: &Parameters) -> 
     metadata.check(parameters).or_else(refuse)
 }
 
-/// Text up to its first NUL.
-pub(super) fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
-}
-
 /// The JSON area (chapter 3), with the fields that Coffer's headers have and no others.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
     keyslots: BTreeMap<u8, Keyslot>,
-    tokens: BTreeMap<String, ()>,
+    tokens: BTreeMap<String, IgnoredAny>,
     segments: BTreeMap<u8, Segment>,
     digests: BTreeMap<u8, Digest>,
     config: Config,
@@ -95,8 +110,7 @@ struct Kdf {
     r#type: String,
     hash: String,
     iterations: u32,
-    #[serde(rename = "salt")]
-    _salt: String,
+    salt: Base64,
 }
 
 #[derive(Deserialize)]
@@ -127,10 +141,8 @@ struct Digest {
     segments: Vec<String>,
     hash: String,
     iterations: u32,
-    #[serde(rename = "salt")]
-    _salt: String,
-    #[serde(rename = "digest")]
-    _digest: String,
+    salt: Base64,
+    digest: Base64,
 }
 
 #[derive(Deserialize)]
@@ -158,7 +170,7 @@ impl Metadata {
         if !self.tokens.is_empty() {
             return Err("it holds a token");
         }
-        let [segment] = self.segments.values().collect::<Vec<_>>()[..] else {
+        let [(0, segment)] = self.segments.iter().collect::<Vec<_>>()[..] else {
             return Err("it does not have exactly one segment");
         };
         if segment.r#type != "crypt" || segment.encryption != cipher || segment.iv_tweak != "0" {
@@ -183,12 +195,20 @@ impl Metadata {
             return Err("it does not have one to three keyslots");
         }
         self.keyslots.values().try_for_each(|keyslot| keyslot.check(layout, key_bytes))?;
-        let [digest] = self.digests.values().collect::<Vec<_>>()[..] else {
+        let places: BTreeSet<_> = self.keyslots.values().map(|keyslot| keyslot.area.offset.as_str()).collect();
+        if places.len() != self.keyslots.len() {
+            return Err("two keyslots lie at one place");
+        }
+        let [(0, digest)] = self.digests.iter().collect::<Vec<_>>()[..] else {
             return Err("it does not have exactly one digest");
         };
         let keyslots: Vec<_> = self.keyslots.keys().map(u8::to_string).collect();
-        if digest.r#type != "pbkdf2" || digest.hash != "sha256" || digest.iterations < ITERATIONS {
+        if digest.r#type != "pbkdf2" || digest.hash != "sha256" || digest.iterations != ITERATIONS {
             return Err("its digest is of another kind");
+        }
+        // cryptsetup takes a digest of another length for one that matches every key.
+        if digest.salt.exactly::<32>().is_none() || digest.digest.exactly::<32>().is_none() {
+            return Err("its digest is of another length");
         }
         if digest.keyslots != keyslots || digest.segments != ["0"] {
             return Err("its digest is for other keyslots or segments");
@@ -197,27 +217,39 @@ impl Metadata {
     }
 }
 
+impl Area {
+    /// Where it lies on the device, if that is where keyslots lie.
+    fn place(&self, layout: Layout) -> Option<Range<usize>> {
+        // In digits alone: "+1" is a number to Rust.
+        let number = |text: &str| text.parse::<usize>().ok().filter(|number| number.to_string() == text);
+        let (start, size) = (number(&self.offset)?, number(&self.size)?);
+        let place = start..start.checked_add(size)?;
+        (place.start >= 2 * layout.metadata_bytes && place.end <= layout.header_bytes()).then_some(place)
+    }
+}
+
 impl Keyslot {
     fn check(&self, layout: Layout, key_bytes: u32) -> Result<(), &'static str> {
         if self.r#type != "luks2" || self.key_size != key_bytes {
             return Err("a keyslot is of another kind or size");
         }
-        if self.af.r#type != "luks1" || self.af.stripes != 4000 || self.af.hash != "sha256" {
+        if self.af.r#type != "luks1" || self.af.stripes != STRIPES || self.af.hash != "sha256" {
             return Err("a keyslot is split in another way");
         }
         if self.area.r#type != "raw" || self.area.encryption != "aes-xts-plain64" || self.area.key_size != 64 {
             return Err("a keyslot is encrypted in another way");
         }
-        let (start, end) = (2 * layout.metadata_bytes, layout.header_bytes());
-        let inside = match (self.area.offset.parse::<usize>(), self.area.size.parse::<usize>()) {
-            (Ok(offset), Ok(size)) => offset >= start && offset.checked_add(size).is_some_and(|last| last <= end),
-            _ => false,
-        };
-        if !inside {
-            return Err("a keyslot lies outside the header");
+        let Some(place) = self.area.place(layout) else { return Err("a keyslot lies outside the header") };
+        // Keyslots of one size, side by side: no two can lie on each other without lying at one place.
+        let bytes = (key_bytes as usize * STRIPES as usize).next_multiple_of(AREA_BYTES);
+        if place.len() != bytes || !(place.start - 2 * layout.metadata_bytes).is_multiple_of(bytes) {
+            return Err("a keyslot has another size or place");
         }
-        if self.kdf.r#type != "pbkdf2" || self.kdf.hash != "sha256" || self.kdf.iterations < ITERATIONS {
+        if self.kdf.r#type != "pbkdf2" || self.kdf.hash != "sha256" || self.kdf.iterations != ITERATIONS {
             return Err("a keyslot has another key derivation");
+        }
+        if self.kdf.salt.exactly::<32>().is_none() {
+            return Err("a keyslot has a salt of another length");
         }
         Ok(())
     }

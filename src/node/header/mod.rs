@@ -2,7 +2,8 @@
 //!
 //! The header lies on a disk that others can write to, so nothing in it is believed before it was authenticated. It
 //! is read once, into memory, and the copy that was checked is the copy that is opened: [`Header`] can only be made
-//! by the checks here, and only a [`Header`] can be opened.
+//! by the checks here, and only a [`Header`] can be opened. It ends where the last keyslot in use ends: what lies behind
+//! opens nothing, so it is neither read nor authenticated.
 //!
 //! Layout of the device, `D` being 1 MiB, or 2 MiB with integrity (three keyslots of 64 or 96 bytes × 4000 stripes):
 //! ```text
@@ -31,7 +32,8 @@ use crate::{
 };
 
 const METADATA_BYTES: usize = 16 * 1024;
-const MARK_BYTES: usize = 4096;
+/// Bytes of the finish mark.
+pub const MARK_BYTES: usize = 4096;
 const MARK_MAGIC: &[u8; 16] = b"coffer finished\n";
 const MARK_LABEL: &str = "coffer/v1/finished";
 
@@ -66,6 +68,13 @@ impl Layout {
         2 * self.metadata_bytes + self.keyslots_bytes
     }
 
+    /// Bytes of a header with one keyslot in use, which is what a volume has but for the time of a change of its key.
+    #[must_use]
+    pub fn one_keyslot_bytes(self) -> usize {
+        // Three of them have the keyslots' room, in whole pages.
+        2 * self.metadata_bytes + (self.keyslots_bytes / 3) / 4096 * 4096
+    }
+
     /// Bytes of a device below the encrypted data, which a request for space does not count.
     #[must_use]
     pub fn overhead_bytes(self) -> u64 {
@@ -79,7 +88,7 @@ impl Layout {
     }
 }
 
-/// A header that was checked: the bytes of both metadata copies and the keyslots, and nothing behind them.
+/// A header that was checked: the bytes of both metadata copies and the keyslots in use, and nothing behind them.
 pub struct Header {
     bytes: Vec<u8>,
     tag: Tag,
@@ -103,9 +112,6 @@ pub enum HeaderFault {
     /// The volume was finished, and its header does not open it.
     #[error("it was finished once, and its LUKS2 header was damaged since")]
     Damaged,
-    /// The device is being written by somebody else.
-    #[error("its header is not the one that was written a moment ago: somebody else writes to the device")]
-    Overwritten,
     /// The metadata holds what Coffer never writes.
     #[error("the metadata of its LUKS2 header is not what Coffer writes: {0}")]
     Metadata(String),
@@ -124,7 +130,7 @@ impl Header {
         dek: &Dek,
     ) -> Result<Self, HeaderFault> {
         ours(area, luks_uuid)?;
-        let bytes = header_bytes(area, parameters)?;
+        let bytes = used(area, parameters)?;
         if tag_of(dek, bytes) != tag {
             return Err(HeaderFault::Tag);
         }
@@ -139,7 +145,7 @@ impl Header {
     /// The header is another's, is not whole, or holds what Coffer never writes.
     pub fn adopt(area: &[u8], luks_uuid: Uuid, parameters: &Parameters, dek: &Dek) -> Result<Self, HeaderFault> {
         ours(area, luks_uuid)?;
-        let bytes = header_bytes(area, parameters)?;
+        let bytes = used(area, parameters)?;
         metadata::check(bytes, luks_uuid, parameters).map_err(HeaderFault::Metadata)?;
         Ok(Self { tag: tag_of(dek, bytes), bytes: bytes.to_vec() })
     }
@@ -184,19 +190,21 @@ impl Header {
 /// What lies where a finished volume bears its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark<'a> {
-    /// Zeros: nothing was ever finished here.
+    /// Nothing was ever finished here.
     Absent,
     /// Something: what it marks is never made again.
     Written(&'a [u8]),
 }
 
 impl<'a> Mark<'a> {
-    /// Looks at the start of a device.
+    /// Looks at the start of a device. Half of its magic number makes a mark: a damaged one still marks, and what a
+    /// failing disk makes of zeros does not.
     #[must_use]
     pub fn of(area: &'a [u8], parameters: &Parameters) -> Self {
         let offset = Layout::of(parameters).mark_offset();
         let bytes = area.get(offset..offset + MARK_BYTES).unwrap_or_default();
-        if bytes.iter().all(|byte| *byte == 0) { Self::Absent } else { Self::Written(bytes) }
+        let alike = bytes.iter().zip(MARK_MAGIC).filter(|(found, magic)| found == magic).count();
+        if 2 * alike < MARK_MAGIC.len() { Self::Absent } else { Self::Written(bytes) }
     }
 }
 
@@ -210,8 +218,16 @@ fn ours(area: &[u8], luks_uuid: Uuid) -> Result<(), HeaderFault> {
     if bears(area, luks_uuid) { Ok(()) } else { Err(HeaderFault::Foreign(examine(area))) }
 }
 
-fn header_bytes<'a>(area: &'a [u8], parameters: &Parameters) -> Result<&'a [u8], HeaderFault> {
-    let length = Layout::of(parameters).header_bytes();
+/// How many bytes a header has, by its own word, which is to be authenticated with it. Where its metadata makes no sense
+/// it is all that there can be.
+#[must_use]
+pub fn used_bytes(area: &[u8], parameters: &Parameters) -> usize {
+    let layout = Layout::of(parameters);
+    metadata::used_bytes(area, layout).unwrap_or(layout.header_bytes())
+}
+
+fn used<'a>(area: &'a [u8], parameters: &Parameters) -> Result<&'a [u8], HeaderFault> {
+    let length = used_bytes(area, parameters);
     area.get(..length).ok_or_else(|| HeaderFault::Metadata(format!("{} of its {length} bytes", area.len())))
 }
 
@@ -231,6 +247,7 @@ mod tests {
             let keyslot = (key_bytes * 4000_usize).next_multiple_of(4096);
             assert!(3 * keyslot <= layout.keyslots_bytes, "{integrity}");
             assert!(layout.header_bytes() <= layout.mark_offset(), "{integrity}");
+            assert!(layout.one_keyslot_bytes() >= 2 * layout.metadata_bytes + keyslot, "{integrity}");
         }
     }
 }

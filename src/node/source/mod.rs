@@ -1,9 +1,13 @@
 //! The joint to where a volume's raw device comes from.
 
 pub mod device;
+pub mod files;
 pub mod local;
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use async_trait::async_trait;
 
@@ -62,4 +66,9 @@ pub trait BlockSource: Send + Sync {
     /// # Errors
     /// The volume is not on this node, or the kernel refuses.
     async fn grow(&self, volume_id: &VolumeId) -> Result<(), SourceFailure>;
+}
+
+fn failure(step: &'static str, place: &Path) -> impl Fn(io::Error) -> SourceFailure {
+    let place = place.to_owned();
+    move |source| SourceFailure::Io { step, place: place.clone(), source }
 }
