@@ -199,7 +199,7 @@ async fn close(mut bed: Bed, when: When) -> Result<()> {
     let volume = bed.driver.csi.create_filesystem("close", 32 * MIB, "ext4").await?;
     bed.driver.csi.stage_filesystem(&volume, &staged).await?;
     fs::write(staged.join("file"), "kept")?;
-    let pause = Pause::at("cryptsetup", Some("close"), when)?;
+    let pause = Pause::at("dmsetup", Some("remove"), when)?;
     let running = tokio::spawn({
         let (csi, id, staged) = (bed.driver.csi.clone(), volume.volume_id.clone(), staged.clone());
         async move { csi.unstage(&id, &staged).await }

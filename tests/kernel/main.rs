@@ -8,11 +8,16 @@
 mod concurrency;
 mod content;
 mod crash;
+mod disk;
 mod input;
 mod power;
 mod refusal;
 mod sanity;
+mod secrets;
+mod steps;
+mod tamper;
 mod wire;
+mod writelog;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -43,6 +48,11 @@ fn main() -> ExitCode {
         input::trials(),
         sanity::trials(),
         wire::trials(),
+        tamper::trials(),
+        steps::trials(),
+        secrets::trials(),
+        disk::trials(),
+        writelog::trials(),
     ];
     let on_kernel: Vec<_> = on_kernel.into_iter().flatten().collect();
     if inside && std::env::var_os("TESTBED_GUEST").is_none() && !mappings().is_empty() {
@@ -115,7 +125,7 @@ impl Drop for Bed {
             let _ = std::process::Command::new("umount").arg(target).output();
         }
         for name in mappings() {
-            let _ = std::process::Command::new("cryptsetup").args(["close", &name]).output();
+            let _ = std::process::Command::new("dmsetup").args(["remove", &name]).output();
         }
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn dek(driver: &Driver, volume_id: &str) -> Result<Dek> {
     Ok(derive::volume_dek(key, &salt.exactly().context("32 bytes")?, &record.binding()))
 }
 
-async fn finished(bed: &Bed, name: &str) -> Result<Volume> {
+pub(crate) async fn finished(bed: &Bed, name: &str) -> Result<Volume> {
     let (csi, staged) = (&bed.driver.csi, bed.path("staged"));
     let volume = csi.create_filesystem(name, 32 * MIB, "ext4").await?;
     csi.stage_filesystem(&volume, &staged).await?;
@@ -50,7 +50,7 @@ async fn finished(bed: &Bed, name: &str) -> Result<Volume> {
 }
 
 /// Opens the volume and finds its file.
-async fn opens(bed: &Bed, volume: &Volume, name: &str) -> Result<()> {
+pub(crate) async fn opens(bed: &Bed, volume: &Volume, name: &str) -> Result<()> {
     let (csi, staged) = (&bed.driver.csi, bed.path("staged"));
     csi.stage_filesystem(volume, &staged).await?;
     ensure!(fs::read_to_string(staged.join("file"))? == name, "the file is another");
@@ -93,7 +93,7 @@ async fn other_bytes(bed: Bed) -> Result<()> {
     refused(&bed, &volume, &[id, "4096 bytes", "Attach the right device"]).await?;
 
     // One bit in the metadata, in the second copy, in a keyslot.
-    for offset in [5000_usize, 20_000, 40_000, 500_000] {
+    for offset in [5000_usize, 20_000, 40_000, 280_000] {
         let mut changed = whole.clone();
         changed[offset] ^= 1;
         fs::write(&file, changed)?;
@@ -128,7 +128,7 @@ async fn not_blank(bed: Bed) -> Result<()> {
 }
 
 /// Writes a record as it was at an earlier state, authentic in every field.
-fn turn_back(driver: &Driver, volume_id: &str, state: State) -> Result<()> {
+pub(crate) fn turn_back(driver: &Driver, volume_id: &str, state: State) -> Result<()> {
     let path = driver.record(volume_id);
     let mut record = Record::from_bytes(&fs::read(&path)?)?;
     record.state = state;

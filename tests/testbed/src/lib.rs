@@ -2,10 +2,15 @@
 //! `coffer dev` on it, and a CSI client.
 
 pub mod csi;
+pub mod dm;
 pub mod driver;
+pub mod figures;
+pub mod fuzz;
 pub mod guest;
 pub mod keyservice;
 pub mod pause;
+pub mod search;
+pub mod tap;
 
 /// The workspace's folder.
 #[must_use]
