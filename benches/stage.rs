@@ -22,6 +22,7 @@ use coffer::{
 };
 use testbed::{
     driver::{Driver, Role},
+    figures::{self, median},
     guest,
     keyservice::KeyService,
 };
@@ -53,9 +54,7 @@ async fn bench() -> Result<()> {
     driver.csi.stage_filesystem(&volume, &staged).await?;
     driver.csi.unstage(&volume.volume_id, &staged).await?;
     let raw = Raw::new(folder.path(), &driver, &volume)?;
-    let version = Command::new("cryptsetup").arg("--version").output()?.stdout;
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    println!("Linux {}, {}", kernel.trim(), String::from_utf8_lossy(&version).trim());
+    println!("{}", figures::machine(&[(COFFER, "--version"), ("cryptsetup", "--version")]));
     println!("one image of 64 MiB (ext4), {ROUNDS} rounds each, in turns; medians\n");
 
     let embedded = compare(&raw, &driver, &volume, &staged).await?;
@@ -100,12 +99,7 @@ async fn compare(raw: &Raw, driver: &Driver, volume: &Volume, staged: &Path) -> 
         stages.push(start.elapsed());
         driver.csi.unstage(&volume.volume_id, staged).await?;
     }
-    Ok(Figures { raw: median(raws), raw_open: median(opens), stage: median(stages) })
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
+    Ok(Figures { raw: median(&raws), raw_open: median(&opens), stage: median(&stages) })
 }
 
 /// What a person would type.
@@ -166,5 +160,5 @@ fn steps(log: &str) -> Vec<(String, Duration)> {
     }
     let what =
         ["", "attach the loop device", "get the key", "read and authenticate the header", "open (cryptsetup)", "mount"];
-    times.into_iter().map(|(step, times)| (what[step].to_owned(), median(times))).collect()
+    times.into_iter().map(|(step, times)| (what[step].to_owned(), median(&times))).collect()
 }
