@@ -10,7 +10,6 @@ use crate::config::args::LogFormat;
 
 /// Starts logging. Only the first call of a process counts.
 pub fn start(level: LevelFilter, format: LogFormat) {
-    let ours = Targets::new().with_default(LevelFilter::WARN.min(level)).with_target("coffer", level);
     let layer = match format {
         LogFormat::Text => {
             fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(io::stderr().is_terminal()).boxed()
@@ -18,5 +17,11 @@ pub fn start(level: LevelFilter, format: LogFormat) {
         LogFormat::Json => fmt::layer().with_writer(io::stderr).json().boxed(),
     };
     // A second subscriber in one process is a test's.
-    let _ = tracing_subscriber::registry().with(layer.with_filter(ours)).try_init();
+    let _ = tracing_subscriber::registry().with(layer.with_filter(filter(level))).try_init();
+}
+
+/// What is told at a level: our own lines, and of every library only its warnings.
+#[must_use]
+pub fn filter(level: LevelFilter) -> Targets {
+    Targets::new().with_default(LevelFilter::WARN.min(level)).with_target("coffer", level)
 }

@@ -7,7 +7,6 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use jiff::{Timestamp, Unit};
-use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use crate::{
@@ -15,6 +14,8 @@ use crate::{
     key::{
         binding::Binding,
         derive::Tag,
+        envelope::Kept,
+        policy::{self, Asked, Claim, Decision, RESERVED_CONTEXT, Rule},
         providers::Providers,
         record::{Base64, FORMAT_VERSION, Record, RecordFault, State},
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, VolumeKey},
@@ -29,6 +30,7 @@ pub struct Embedded {
     cluster_id: Uuid,
     providers: Providers,
     store: Arc<dyn DekStore>,
+    policies: Vec<Rule>,
 }
 
 impl fmt::Debug for Embedded {
@@ -40,8 +42,6 @@ impl fmt::Debug for Embedded {
     }
 }
 
-/// Keys of the binding context that are ours.
-const RESERVED_CONTEXT: [&str; 2] = ["cluster", "volume"];
 /// How often a swap that another writer forestalled is tried again.
 const SWAPS: usize = 8;
 /// The most bytes of each text of a new record.
@@ -52,7 +52,13 @@ impl Embedded {
     /// A key service of one installation.
     #[must_use]
     pub fn new(cluster_id: Uuid, providers: Providers, store: Arc<dyn DekStore>) -> Self {
-        Self { cluster_id, providers, store }
+        Self { cluster_id, providers, store, policies: Vec::new() }
+    }
+
+    /// The same under policies: they choose where a class does not, and refuse what they forbid.
+    #[must_use]
+    pub fn with_policies(self, policies: Vec<Rule>) -> Self {
+        Self { policies, ..self }
     }
 
     async fn load(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<Stored>, KeyFailure> {
@@ -67,8 +73,7 @@ impl Embedded {
     /// The record of a volume that has a key, authenticated, with that key.
     async fn open(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<(Stored, Dek), KeyFailure> {
         let stored = self.load(volume_id, deadline).await?.ok_or_else(|| KeyFailure::Missing(volume_id.clone()))?;
-        let Some(key) = &stored.record.key else { return Err(KeyFailure::Destroyed(volume_id.clone())) };
-        let dek = self.providers.open(&stored.record, key, deadline).await?;
+        let dek = self.providers.open(&stored.record, Kept::Stored, deadline).await?;
         let refused = |source| KeyFailure::Record { volume_id: volume_id.clone(), source };
         stored.record.verify(&dek).map_err(refused)?;
         Ok((stored, dek))
@@ -76,22 +81,26 @@ impl Embedded {
 
     /// A record in state prepared with a key that was seen to open.
     async fn prepare(&self, new: &NewKey, generation: u32, deadline: Deadline) -> Result<Record, KeyFailure> {
+        let (asked_key_id, new) = (new.key_id.clone(), &self.decided(new)?);
         let name = new.provider.as_ref().unwrap_or(&self.providers.default);
-        let luks_uuid = Uuid::new_v4();
+        let (luks_uuid, context) = (Uuid::new_v4(), self.providers.context(name, &new.context)?);
         let binding = Binding {
             cluster_id: self.cluster_id,
             volume_id: &new.volume_id,
             generation,
             luks_uuid,
-            context: &new.context,
+            context: &context,
         };
-        let (key, dek) = self.providers.make(name, &binding, deadline).await?;
+        let (key, dek) = self.providers.make(name, new, &binding, deadline).await?;
         let mut record = Record {
             format_version: FORMAT_VERSION,
             cluster_id: self.cluster_id,
             volume_id: new.volume_id.clone(),
             name: new.name.clone(),
             tenant: new.tenant.clone(),
+            storage_class: new.storage_class.clone(),
+            claim: new.claim.clone(),
+            key_id: asked_key_id,
             node: new.node.clone(),
             generation,
             state: State::Prepared,
@@ -100,19 +109,42 @@ impl Embedded {
             format_attempt: 0,
             header_mac: None,
             lineage: None,
-            context: new.context.clone(),
+            context: context.clone(),
             created_at: Timestamp::now().round(Unit::Second).expect("now is far from the end of time"),
             provider: name.clone(),
-            key: Some(key.clone()),
+            key: Some(key),
             mac: None,
         };
-        let again = self.providers.open(&record, &key, deadline).await?;
-        if !bool::from(again.expose_secret().ct_eq(dek.expose_secret())) {
-            let source = "what was wrapped does not unwrap to the same key".into();
-            return Err(KeyFailure::Kms { provider: name.clone(), source });
-        }
+        self.providers.expect_same(&record, &dek, deadline).await?;
         record.authenticate(&dek);
         Ok(record)
+    }
+
+    /// What is asked for, as the policies complete it.
+    fn decided(&self, new: &NewKey) -> Result<NewKey, KeyFailure> {
+        let claim = Claim {
+            storage_class: new.storage_class.as_deref(),
+            namespace: new.tenant.as_deref(),
+            claim: new.claim.as_deref(),
+        };
+        let asked = Asked { provider: new.provider.as_deref(), key_id: new.key_id.as_deref(), context: &new.context };
+        let decision = policy::decide(&self.policies, &claim, &asked);
+        let Decision { provider, key_id, context, .. } =
+            decision.map_err(|fault| KeyFailure::Invalid(fault.to_string()))?;
+        Ok(NewKey { provider, key_id, context, ..new.clone() })
+    }
+
+    /// Refuses a key that a mandatory policy wants from another provider.
+    fn expect_allowed(&self, record: &Record) -> Result<(), KeyFailure> {
+        let Some((_, rule)) = policy::applying(&self.policies, &Claim::of(record)) else { return Ok(()) };
+        let wanted = rule.provider.as_deref().filter(|wanted| rule.mandatory && *wanted != record.provider);
+        wanted.map_or(Ok(()), |wanted| {
+            Err(KeyFailure::OtherProvider {
+                volume_id: record.volume_id.clone(),
+                provider: record.provider.clone(),
+                wanted: wanted.to_owned(),
+            })
+        })
     }
 
     /// Swaps a record for what `change` makes of it, until the swap holds or `change` finds nothing to do.
@@ -181,6 +213,7 @@ impl KeyService for Embedded {
 
     async fn get(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<VolumeKey, KeyFailure> {
         let (stored, dek) = self.open(volume_id, deadline).await?;
+        self.expect_allowed(&stored.record)?;
         Ok(VolumeKey { info: KeyInfo::from(&stored.record), dek })
     }
 
@@ -292,6 +325,9 @@ fn expect_sized(new: &NewKey) -> Result<(), KeyFailure> {
         ("name", new.name.len()),
         ("node", new.node.as_ref().map_or(0, String::len)),
         ("tenant", new.tenant.as_ref().map_or(0, String::len)),
+        ("StorageClass", new.storage_class.as_ref().map_or(0, String::len)),
+        ("claim", new.claim.as_ref().map_or(0, String::len)),
+        ("keyId", new.key_id.as_ref().map_or(0, String::len)),
         ("context", context),
     ];
     match texts.into_iter().find(|(_, bytes)| *bytes > TEXT_BYTES) {
@@ -315,7 +351,14 @@ fn same(new: &NewKey, record: &Record) -> Result<KeyInfo, KeyFailure> {
     if record.tenant != new.tenant {
         return differs("tenant");
     }
-    if record.context != new.context {
+    if record.key_id != new.key_id {
+        return differs("keyId");
+    }
+    if record.storage_class != new.storage_class || record.claim != new.claim {
+        return differs("claim or StorageClass");
+    }
+    // The provider's and the policy's own pairs are in the record as well.
+    if new.context.iter().any(|(key, value)| record.context.get(key) != Some(value)) {
         return differs("context");
     }
     // No provider asked for means the default, which may have been another one when the volume was made.
@@ -328,9 +371,6 @@ fn same(new: &NewKey, record: &Record) -> Result<KeyInfo, KeyFailure> {
 fn store_failure(failure: StoreFailure) -> KeyFailure {
     match failure {
         StoreFailure::Fault { volume_id: Some(volume_id), source, .. } => KeyFailure::Record { volume_id, source },
-        failure @ (StoreFailure::Fault { volume_id: None, .. }
-        | StoreFailure::Io { .. }
-        | StoreFailure::Exists(_)
-        | StoreFailure::Stale(_)) => KeyFailure::Store(failure.into()),
+        failure => KeyFailure::Store { refusal: failure.refusal(), source: failure.into() },
     }
 }

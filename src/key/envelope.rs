@@ -15,7 +15,7 @@ use crate::{
     key::{
         binding::Binding,
         kms::{Kms, KmsFailure, Wrapped},
-        record::{Aead, Base64, StoredKey},
+        record::{Aead, Base64, KekMechanism, StoredKey},
     },
     secret::{Dek, InnerKey, KEY_BYTES},
 };
@@ -23,7 +23,7 @@ use crate::{
 /// Bytes in a nonce of AES-GCM.
 pub const NONCE_BYTES: usize = 12;
 
-/// Wraps a DEK for its binding under a KMS's KEK.
+/// Wraps a DEK for its binding under a KEK of a KMS: the one of a name, or the configured one.
 ///
 /// # Errors
 /// The KMS refuses or cannot be asked.
@@ -31,15 +31,16 @@ pub async fn wrap(
     dek: &Dek,
     binding: &Binding<'_>,
     kms: &dyn Kms,
+    kek: Option<&str>,
     deadline: Deadline,
 ) -> Result<StoredKey, KmsFailure> {
-    let aad = binding.aad();
     let inner_key = InnerKey::random();
-    let (nonce, wrapped_dek) = encrypt(inner_key.expose_secret(), dek.expose_secret(), &aad);
-    let Wrapped { kek_id, bytes } = kms.wrap(&inner_key, &aad, deadline).await?;
+    let (nonce, wrapped_dek) = encrypt(inner_key.expose_secret(), dek.expose_secret(), &binding.aad());
+    let Wrapped { kek_id, mechanism: kek_mechanism, bytes } = kms.wrap(&inner_key, kek, binding, deadline).await?;
     Ok(StoredKey::Wrapped {
         mechanism: Aead::Aes256Gcm,
         kek_id,
+        kek_mechanism,
         nonce: Base64::new(nonce),
         wrapped_dek: Base64::new(wrapped_dek),
         wrapped_inner_key: Base64::new(bytes),
@@ -51,12 +52,23 @@ pub async fn wrap(
 pub struct Envelope<'a> {
     /// The KEK.
     pub kek_id: &'a str,
+    /// How it wrapped.
+    pub kek_mechanism: KekMechanism,
     /// 12 bytes.
     pub nonce: &'a Base64,
     /// 48 bytes.
     pub wrapped_dek: &'a Base64,
     /// As the KMS wrapped it.
     pub wrapped_inner_key: &'a Base64,
+}
+
+/// Whether a DEK that is unwrapped is one that a record holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It is: the KMS's answer may come from a cache, and be kept there.
+    Stored,
+    /// It is new: the KMS is asked, and nothing is kept.
+    New,
 }
 
 /// Unwraps a DEK.
@@ -66,14 +78,21 @@ pub struct Envelope<'a> {
 pub async fn unwrap(
     envelope: Envelope<'_>,
     binding: &Binding<'_>,
+    kept: Kept,
     kms: &dyn Kms,
     deadline: Deadline,
 ) -> Result<Dek, KmsFailure> {
-    let aad = binding.aad();
-    let wrapped = Wrapped { kek_id: envelope.kek_id.to_owned(), bytes: envelope.wrapped_inner_key.as_bytes().to_vec() };
-    let inner_key = kms.unwrap(&wrapped, &aad, deadline).await?;
+    let wrapped = Wrapped {
+        kek_id: envelope.kek_id.to_owned(),
+        mechanism: envelope.kek_mechanism,
+        bytes: envelope.wrapped_inner_key.as_bytes().to_vec(),
+    };
+    let inner_key = match kept {
+        Kept::Stored => kms.unwrap(&wrapped, binding, deadline).await?,
+        Kept::New => kms.unwrap_again(&wrapped, binding, deadline).await?,
+    };
     let nonce = envelope.nonce.exactly().ok_or(KmsFailure::Mismatch)?;
-    decrypt(inner_key.expose_secret(), &nonce, envelope.wrapped_dek.as_bytes(), &aad)
+    decrypt(inner_key.expose_secret(), &nonce, envelope.wrapped_dek.as_bytes(), &binding.aad())
         .and_then(|bytes| Dek::take(bytes).ok())
         .ok_or(KmsFailure::Mismatch)
 }

@@ -11,6 +11,10 @@ pub mod record;
 pub mod service;
 
 #[cfg(feature = "keyservice")]
+pub mod access;
+#[cfg(feature = "keyservice")]
+pub mod calls;
+#[cfg(feature = "keyservice")]
 pub mod cluster;
 #[cfg(feature = "keyservice")]
 pub mod embedded;
@@ -21,6 +25,10 @@ pub mod keyfile;
 #[cfg(feature = "keyservice")]
 pub mod kms;
 #[cfg(feature = "keyservice")]
+pub mod policy;
+#[cfg(feature = "keyservice")]
 pub mod providers;
+#[cfg(feature = "keyservice")]
+pub mod reread;
 #[cfg(feature = "keyservice")]
 pub mod store;

@@ -1,6 +1,9 @@
-//! Providers: who holds a KEK, and how each makes a key and opens one.
+//! Providers: who holds a KEK, and how each makes a key, opens one, and takes one over.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
 
 use crate::{
     exec::Deadline,
@@ -8,10 +11,10 @@ use crate::{
         binding::Binding,
         cluster::ClusterKeys,
         derive,
-        envelope::{self, Envelope},
-        kms::{Kms, KmsFailure},
-        record::{Base64, Derivation, Record, StoredKey, random_salt},
-        service::KeyFailure,
+        envelope::{self, Envelope, Kept},
+        kms::{Kek, Kms, KmsFailure, Rotation, settings::KeyScope},
+        record::{Base64, Derivation, KekMechanism, Record, StoredKey, random_salt},
+        service::{KeyFailure, NewKey},
     },
     secret::Dek,
 };
@@ -21,15 +24,81 @@ pub enum Provider {
     /// We do: DEKs are derived from the cluster key and never stored.
     Cluster(ClusterKeys),
     /// A KMS does: DEKs are random, and stored wrapped.
-    Kms(Arc<dyn Kms>),
+    Kms(KmsProvider),
+}
+
+/// A KMS, and which of its KEKs a volume gets.
+pub struct KmsProvider {
+    /// What the configuration calls its type.
+    pub type_name: &'static str,
+    /// The KMS.
+    pub kms: Arc<dyn Kms>,
+    /// Which KEK a volume gets.
+    pub scope: KeyScope,
+    /// Begins the alias of KEKs that are made for a scope.
+    pub key_prefix: String,
+    /// Goes into the context of every key.
+    pub context: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for KmsProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KmsProvider")
+            .field("type_name", &self.type_name)
+            .field("scope", &self.scope)
+            .finish_non_exhaustive()
+    }
+}
+
+impl KmsProvider {
+    /// A KMS with one KEK and no context of its own.
+    #[must_use]
+    pub fn new(kms: Arc<dyn Kms>) -> Self {
+        Self { type_name: "kms", kms, scope: KeyScope::Key, key_prefix: String::new(), context: BTreeMap::new() }
+    }
+
+    /// The KEK for a new volume, made where it is missing; none for the configured one.
+    async fn kek(&self, new: &NewKey, cluster_id: Uuid, deadline: Deadline) -> Result<Option<String>, KekFailure> {
+        let named = |what: &'static str, value: &Option<String>| value.clone().ok_or(KekFailure::NotKnown(what));
+        let whose = match self.scope {
+            _ if new.key_id.is_some() => return Ok(new.key_id.clone()),
+            KeyScope::Key => return Ok(None),
+            KeyScope::Class => format!("class-{}", named("StorageClass", &new.storage_class)?),
+            KeyScope::Namespace => named("namespace", &new.tenant)?,
+        };
+        // A DNS name has dots, an alias has none; no DNS name has an underscore.
+        let alias = format!("alias/{}-{cluster_id}-{}", self.key_prefix, whose.replace('.', "_"));
+        self.kms.ensure(&alias, deadline).await?;
+        Ok(Some(alias))
+    }
+}
+
+/// Why there is no KEK for a new volume.
+enum KekFailure {
+    NotKnown(&'static str),
+    Kms(KmsFailure),
+}
+
+impl From<KmsFailure> for KekFailure {
+    fn from(failure: KmsFailure) -> Self {
+        Self::Kms(failure)
+    }
 }
 
 impl fmt::Debug for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cluster(_) => "Cluster",
-            Self::Kms(_) => "Kms",
-        })
+        f.write_str(self.type_name())
+    }
+}
+
+impl Provider {
+    /// What the configuration calls its type.
+    #[must_use]
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Cluster(_) => "cluster-key",
+            Self::Kms(provider) => provider.type_name,
+        }
     }
 }
 
@@ -43,6 +112,23 @@ pub struct Providers {
 }
 
 impl Providers {
+    /// The context that a new key of a provider gets: the provider's own, and what was asked for over it.
+    ///
+    /// # Errors
+    /// There is no such provider.
+    pub fn context(
+        &self,
+        name: &str,
+        asked: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, String>, KeyFailure> {
+        let mut context = match self.find(name)? {
+            Provider::Cluster(_) => BTreeMap::new(),
+            Provider::Kms(provider) => provider.context.clone(),
+        };
+        context.extend(asked.clone());
+        Ok(context)
+    }
+
     /// A new key for a binding, by the provider of a name, with the way to it.
     ///
     /// # Errors
@@ -50,22 +136,33 @@ impl Providers {
     pub async fn make(
         &self,
         name: &str,
+        new: &NewKey,
         binding: &Binding<'_>,
         deadline: Deadline,
     ) -> Result<(StoredKey, Dek), KeyFailure> {
         match self.find(name)? {
             Provider::Cluster(keys) => {
+                if let Some(key_id) = &new.key_id {
+                    return Err(KeyFailure::Invalid(format!(
+                        "provider {name} is a cluster key and has no key {key_id}; take keyId out"
+                    )));
+                }
                 let (cluster_key_version, version) = keys.current();
                 let salt = random_salt();
                 let dek = derive::volume_dek(&version.key, &salt, binding);
                 let mechanism = Derivation::CofferV1;
                 Ok((StoredKey::Derived { mechanism, cluster_key_version, salt: Base64::new(salt) }, dek))
             }
-            Provider::Kms(kms) => {
+            Provider::Kms(provider) => {
                 let dek = Dek::random();
-                let wrapped = envelope::wrap(&dek, binding, kms.as_ref(), deadline).await;
-                let failed = |source: KmsFailure| KeyFailure::Kms { provider: name.to_owned(), source: source.into() };
-                Ok((wrapped.map_err(failed)?, dek))
+                let kek = provider.kek(new, binding.cluster_id, deadline).await.map_err(|failure| match failure {
+                    KekFailure::NotKnown(what) => KeyFailure::Invalid(format!(
+                        "provider {name} has a key for each {what}, and the {what} of this volume is not known"
+                    )),
+                    KekFailure::Kms(failure) => kms_failure(name, failure),
+                })?;
+                let wrapped = envelope::wrap(&dek, binding, provider.kms.as_ref(), kek.as_deref(), deadline).await;
+                Ok((wrapped.map_err(|failure| kms_failure(name, failure))?, dek))
             }
         }
     }
@@ -74,13 +171,14 @@ impl Providers {
     ///
     /// # Errors
     /// The record's provider is gone or another, the KEK does not open the key, or the KMS cannot be asked.
-    pub async fn open(&self, record: &Record, key: &StoredKey, deadline: Deadline) -> Result<Dek, KeyFailure> {
+    pub async fn open(&self, record: &Record, kept: Kept, deadline: Deadline) -> Result<Dek, KeyFailure> {
         let (name, binding) = (&record.provider, record.binding());
         let refused = |source: Box<dyn std::error::Error + Send + Sync>| KeyFailure::Unwrap {
             volume_id: record.volume_id.clone(),
             provider: name.clone(),
             source,
         };
+        let Some(key) = &record.key else { return Err(KeyFailure::Destroyed(record.volume_id.clone())) };
         // The record is sound; it is the configuration that lacks what it needs.
         let provider = self.find(name).map_err(|missing| refused(missing.into()))?;
         match (provider, key) {
@@ -98,16 +196,94 @@ impl Providers {
                 }
             }
             (
-                Provider::Kms(kms),
-                StoredKey::Wrapped { mechanism: _, kek_id, nonce, wrapped_dek, wrapped_inner_key },
+                Provider::Kms(provider),
+                StoredKey::Wrapped { mechanism: _, kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key },
             ) => {
-                let envelope = Envelope { kek_id, nonce, wrapped_dek, wrapped_inner_key };
-                envelope::unwrap(envelope, &binding, kms.as_ref(), deadline).await.map_err(|source| match source {
-                    KmsFailure::NoSuchKek { .. } | KmsFailure::Mismatch => refused(source.into()),
+                let kek_mechanism = *kek_mechanism;
+                let envelope = Envelope { kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key };
+                let opened = envelope::unwrap(envelope, &binding, kept, provider.kms.as_ref(), deadline).await;
+                opened.map_err(|failure| match failure {
+                    KmsFailure::NoSuchKek { .. } | KmsFailure::Mismatch => refused(failure.into()),
+                    failure => kms_failure(name, failure),
                 })
             }
             (Provider::Cluster(_), StoredKey::Wrapped { .. }) | (Provider::Kms(_), StoredKey::Derived { .. }) => {
                 Err(refused("the provider of that name is of another type than when the key was made".into()))
+            }
+        }
+    }
+
+    /// The same DEK under the KEK with which a provider wraps now, or under one of its KEKs that is named; opened again
+    /// and compared.
+    ///
+    /// # Errors
+    /// As [`Providers::open`] and [`Providers::make`]; and a cluster key takes no DEK that it has not derived.
+    pub async fn rewrap(
+        &self,
+        record: &Record,
+        to: &str,
+        key_id: Option<&str>,
+        deadline: Deadline,
+    ) -> Result<(StoredKey, Dek), KeyFailure> {
+        let Provider::Kms(provider) = self.find(to)? else {
+            return Err(KeyFailure::Invalid(format!(
+                "provider {to} derives its keys and cannot take one over; name a provider that wraps"
+            )));
+        };
+        let dek = self.open(record, Kept::Stored, deadline).await?;
+        record.verify(&dek).map_err(|source| KeyFailure::Record { volume_id: record.volume_id.clone(), source })?;
+        let new = NewKey {
+            volume_id: record.volume_id.clone(),
+            name: record.name.clone(),
+            parameters: record.parameters.clone(),
+            node: record.node.clone(),
+            tenant: record.tenant.clone(),
+            storage_class: record.storage_class.clone(),
+            claim: record.claim.clone(),
+            provider: Some(to.to_owned()),
+            key_id: key_id.map(str::to_owned),
+            context: record.context.clone(),
+        };
+        let kek = provider.kek(&new, record.cluster_id, deadline).await.map_err(|failure| match failure {
+            KekFailure::NotKnown(what) => KeyFailure::Invalid(format!(
+                "provider {to} has a key for each {what}, and the record of {} names none",
+                record.volume_id
+            )),
+            KekFailure::Kms(failure) => kms_failure(to, failure),
+        })?;
+        let wrapped = envelope::wrap(&dek, &record.binding(), provider.kms.as_ref(), kek.as_deref(), deadline).await;
+        let key = wrapped.map_err(|failure| kms_failure(to, failure))?;
+        let moved = Record { provider: to.to_owned(), key: Some(key.clone()), ..record.clone() };
+        self.expect_same(&moved, &dek, deadline).await?;
+        Ok((key, dek))
+    }
+
+    /// Opens a record that is not stored yet, and compares.
+    ///
+    /// # Errors
+    /// It does not open, or leads to another DEK.
+    pub async fn expect_same(&self, record: &Record, dek: &Dek, deadline: Deadline) -> Result<(), KeyFailure> {
+        let again = self.open(record, Kept::New, deadline).await?;
+        if bool::from(again.expose_secret().ct_eq(dek.expose_secret())) {
+            return Ok(());
+        }
+        let what = "what was wrapped does not unwrap to the same key";
+        Err(kms_failure(&record.provider, KmsFailure::garbled("the KMS", what)))
+    }
+
+    /// The KEK with which a provider makes new keys now.
+    ///
+    /// # Errors
+    /// There is no such provider, its KEK cannot be used, or its KMS cannot be asked.
+    pub async fn kek(&self, name: &str, deadline: Deadline) -> Result<Kek, KeyFailure> {
+        match self.find(name)? {
+            Provider::Cluster(keys) => Ok(Kek {
+                id: format!("cluster-key:v{}", keys.current().0),
+                mechanism: KekMechanism::Symmetric,
+                rotation: Rotation::Off,
+            }),
+            Provider::Kms(provider) => {
+                provider.kms.describe(None, deadline).await.map_err(|failure| kms_failure(name, failure))
             }
         }
     }
@@ -118,4 +294,8 @@ impl Providers {
             KeyFailure::Invalid(format!("provider {name:?} is not configured; there are: {}", known.join(", ")))
         })
     }
+}
+
+fn kms_failure(provider: &str, failure: KmsFailure) -> KeyFailure {
+    KeyFailure::Kms { provider: provider.to_owned(), refusal: failure.refusal(), source: failure.into() }
 }

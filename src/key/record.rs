@@ -110,6 +110,9 @@ pub enum StoredKey {
         mechanism: Aead,
         /// The KEK, as the KMS named it when it wrapped.
         kek_id: String,
+        /// How the KEK wrapped the inner key.
+        #[serde(default, skip_serializing_if = "KekMechanism::is_symmetric")]
+        kek_mechanism: KekMechanism,
         /// 12 bytes.
         nonce: Base64,
         /// The DEK under the inner key: 48 bytes.
@@ -117,6 +120,17 @@ pub enum StoredKey {
         /// The inner key as the KMS wrapped it.
         wrapped_inner_key: Base64,
     },
+}
+
+impl StoredKey {
+    /// How the KEK wrapped; none where nothing is wrapped.
+    #[must_use]
+    pub fn kek_mechanism(&self) -> Option<KekMechanism> {
+        match self {
+            Self::Derived { .. } => None,
+            Self::Wrapped { kek_mechanism, .. } => Some(*kek_mechanism),
+        }
+    }
 }
 
 /// How a DEK is derived.
@@ -137,6 +151,35 @@ pub enum Aead {
     Aes256Gcm,
 }
 
+/// How a KEK wraps an inner key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KekMechanism {
+    /// The KMS's own authenticated encryption, which takes a context.
+    #[default]
+    Symmetric,
+    /// RSA-OAEP with SHA-256 and MGF1 with SHA-256 (RFC 8017, section 7.1). It binds no context.
+    RsaOaep256,
+    /// AES Key Wrap with a KEK of 256 bits (RFC 3394). It binds no context.
+    AesKeyWrap256,
+}
+
+impl KekMechanism {
+    /// The name that records and configurations have for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Symmetric => "symmetric",
+            Self::RsaOaep256 => "rsa-oaep-256",
+            Self::AesKeyWrap256 => "aes-key-wrap-256",
+        }
+    }
+
+    fn is_symmetric(&self) -> bool {
+        *self == Self::Symmetric
+    }
+}
+
 /// A volume's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -151,6 +194,15 @@ pub struct Record {
     pub name: String,
     /// The namespace of the claim, where one is known.
     pub tenant: Option<String>,
+    /// The StorageClass, where one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<String>,
+    /// The name of the claim, where one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<String>,
+    /// The KEK that the class asked for, where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
     /// The node that alone may have the key; none where any node may.
     pub node: Option<String>,
     /// Counts the keys that the volume id has had, from 1.
@@ -313,15 +365,33 @@ impl Record {
                 })
                 .field(cluster_key_version.to_be_bytes())
                 .field(salt.as_bytes()),
-            Some(StoredKey::Wrapped { mechanism: Aead::Aes256Gcm, kek_id, nonce, wrapped_dek, wrapped_inner_key }) => {
-                fields
-                    .field("aes256-gcm")
-                    .field(kek_id)
-                    .field(nonce.as_bytes())
-                    .field(wrapped_dek.as_bytes())
-                    .field(wrapped_inner_key.as_bytes())
-            }
+            Some(StoredKey::Wrapped {
+                mechanism: Aead::Aes256Gcm,
+                kek_id,
+                kek_mechanism: _,
+                nonce,
+                wrapped_dek,
+                wrapped_inner_key,
+            }) => fields
+                .field("aes256-gcm")
+                .field(kek_id)
+                .field(nonce.as_bytes())
+                .field(wrapped_dek.as_bytes())
+                .field(wrapped_inner_key.as_bytes()),
         };
+        // What not every record has comes last, each behind its name, so that its absence is seen as well.
+        let mechanism = self.key.as_ref().and_then(StoredKey::kek_mechanism).filter(|used| !used.is_symmetric());
+        let optional = [
+            ("kekMechanism", mechanism.map(KekMechanism::as_str)),
+            ("storageClass", self.storage_class.as_deref()),
+            ("claim", self.claim.as_deref()),
+            ("keyId", self.key_id.as_deref()),
+        ];
+        for (name, value) in optional {
+            if let Some(value) = value {
+                fields = fields.field(name).field(value);
+            }
+        }
         derive::mac(&derive::record_mac_key(dek), &fields.bytes())
     }
 }

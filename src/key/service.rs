@@ -77,8 +77,14 @@ pub struct NewKey {
     pub node: Option<String>,
     /// The namespace of the claim, where one is known.
     pub tenant: Option<String>,
+    /// The StorageClass, where one is known.
+    pub storage_class: Option<String>,
+    /// The name of the claim, where one is known.
+    pub claim: Option<String>,
     /// A provider of the configuration; none for its default.
     pub provider: Option<String>,
+    /// A KEK of that provider; none for its configured one.
+    pub key_id: Option<String>,
     /// More binding data, not secret.
     pub context: BTreeMap<String, String>,
 }
@@ -95,7 +101,7 @@ pub struct VolumeKey {
 /// A page of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// Records in the order of their volume ids, without tombstones.
+    /// Records in the store's order, without tombstones.
     pub infos: Vec<KeyInfo>,
     /// The volume id after which the next page begins; none on the last page.
     pub next: Option<VolumeId>,
@@ -188,18 +194,39 @@ pub enum KeyFailure {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A KMS that does not answer, or refuses for a while.
-    #[error("provider {provider} is not available")]
+    /// A mandatory policy wants the key from another provider.
+    #[error(
+        "the key of volume {volume_id} is provider {provider}'s, and a mandatory policy wants {wanted}'s; move it: \
+         coffer rewrap --volume {volume_id} --to {wanted}"
+    )]
+    OtherProvider {
+        /// The volume.
+        volume_id: VolumeId,
+        /// Whose it is.
+        provider: String,
+        /// Whose it should be.
+        wanted: String,
+    },
+    /// A KMS that does not answer, or refuses.
+    #[error("provider {provider} gives no key")]
     Kms {
         /// The provider.
         provider: String,
+        /// What can be done about it.
+        refusal: Refusal,
         /// The finding.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A store that does not answer.
     #[error("the store of key records failed")]
-    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Store {
+        /// What can be done about it.
+        refusal: Refusal,
+        /// The finding.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// What was done could not be written down, so it was not answered.
     #[error("write the audit log")]
     Audit(#[source] std::io::Error),
@@ -226,11 +253,16 @@ impl KeyFailure {
         match self {
             Self::Missing(_) => Refusal::Missing,
             Self::Differs { .. } => Refusal::Exists,
-            Self::Destroyed(_) | Self::State { .. } | Self::Record { .. } | Self::Unwrap { .. } => Refusal::State,
+            Self::Destroyed(_)
+            | Self::State { .. }
+            | Self::Record { .. }
+            | Self::Unwrap { .. }
+            | Self::OtherProvider { .. } => Refusal::State,
             Self::Superseded(_) | Self::Contended(_) => Refusal::Busy,
             Self::Denied { .. } => Refusal::Denied,
             Self::Invalid(_) => Refusal::Invalid,
-            Self::Kms { .. } | Self::Store(_) | Self::Audit(_) => Refusal::Unavailable,
+            Self::Kms { refusal, .. } | Self::Store { refusal, .. } => *refusal,
+            Self::Audit(_) => Refusal::Unavailable,
             Self::Deadline => Refusal::Deadline,
             Self::Broken => Refusal::Fault,
             Self::Remote { refusal, .. } => *refusal,
@@ -290,7 +322,7 @@ pub trait KeyService: Send + Sync {
     /// The store fails, or the caller may not.
     async fn destroy(&self, volume_id: &VolumeId, generation: u32, deadline: Deadline) -> Result<(), KeyFailure>;
 
-    /// Lists at most `limit` records after a volume id.
+    /// Lists at most `limit` records after the one of a volume id, in an order that is the store's own.
     ///
     /// # Errors
     /// The store fails, a record cannot be read, or the caller may not.

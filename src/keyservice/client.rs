@@ -130,6 +130,9 @@ impl KeyService for Remote {
             parameters_json: serde_json::to_string(&new.parameters).expect("parameters have string keys only"),
             node: new.node.unwrap_or_default(),
             tenant: new.tenant.unwrap_or_default(),
+            storage_class: new.storage_class.unwrap_or_default(),
+            claim: new.claim.unwrap_or_default(),
+            key_id: new.key_id.unwrap_or_default(),
             provider: new.provider.unwrap_or_default(),
             context: new.context.into_iter().collect(),
         };

@@ -111,6 +111,9 @@ impl key_service_server::KeyService for Server {
             parameters: serde_json::from_str(&request.parameters_json).map_err(malformed)?,
             node: wire::some(request.node),
             tenant: wire::some(request.tenant),
+            storage_class: wire::some(request.storage_class),
+            claim: wire::some(request.claim),
+            key_id: wire::some(request.key_id),
             provider: wire::some(request.provider),
             context: request.context.into_iter().collect(),
         };

@@ -59,6 +59,9 @@ impl Controller {
             parameters: class.parameters,
             node: Some(self.node_id.clone()),
             tenant: class.tenant,
+            storage_class: class.storage_class,
+            claim: class.claim,
+            key_id: class.key_id,
             provider: class.provider,
             context: class.context,
         };

@@ -22,11 +22,18 @@ pub struct Class {
     pub provider: Option<String>,
     /// More binding data.
     pub context: BTreeMap<String, String>,
+    /// A KEK of that provider, where one is named.
+    pub key_id: Option<String>,
     /// The namespace of the claim, where the provisioner passes it on.
     pub tenant: Option<String>,
+    /// The name of the claim, where the provisioner passes it on.
+    pub claim: Option<String>,
+    /// The class's own name, where it says it.
+    pub storage_class: Option<String>,
 }
 
 const PVC_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
+const PVC_NAME: &str = "csi.storage.k8s.io/pvc/name";
 const KUBERNETES_KEYS: &str = "csi.storage.k8s.io/";
 const CLASS_KEYS: &[&str] = &[
     "cipher",
@@ -40,6 +47,7 @@ const CLASS_KEYS: &[&str] = &[
     "mkfsOptions",
     "provider",
     "sectorSize",
+    "storageClass",
 ];
 
 /// Reads the parameters of a StorageClass, together with what the capabilities ask for.
@@ -54,6 +62,7 @@ pub fn class(parameters: &HashMap<String, String>, capabilities: &[Capability]) 
         }
     }
     let value = |key: &str| parameters.get(key).map(String::as_str);
+    let named = |key: &str| value(key).filter(|name| !name.is_empty()).map(str::to_owned);
     match value("encryption") {
         None | Some("luks2") => {}
         Some("none") => {
@@ -62,9 +71,6 @@ pub fn class(parameters: &HashMap<String, String>, capabilities: &[Capability]) 
             ));
         }
         Some(other) => return Err(Invalid::new(format!("parameter encryption: {other:?} is not luks2"))),
-    }
-    if value("keyId").is_some() {
-        return Err(Invalid::new("parameter keyId: the configured providers have one key each; take it out"));
     }
     let mut read = Parameters::of(content(choice("fsType", value("fsType"))?, capabilities)?);
     if let Some(cipher) = choice::<Cipher>("cipher", value("cipher"))? {
@@ -93,9 +99,12 @@ pub fn class(parameters: &HashMap<String, String>, capabilities: &[Capability]) 
     Ok(Class {
         parameters: read,
         place,
-        provider: value("provider").filter(|name| !name.is_empty()).map(str::to_owned),
+        provider: named("provider"),
+        key_id: named("keyId"),
         context: value("context").map(binding_context).transpose()?.unwrap_or_default(),
-        tenant: value(PVC_NAMESPACE).map(str::to_owned),
+        tenant: named(PVC_NAMESPACE),
+        claim: named(PVC_NAME),
+        storage_class: named("storageClass"),
     })
 }
 
@@ -212,7 +221,6 @@ mod tests {
         check(&[("integrity", "crc")], &[mounted(None)], "not one of none, hmac-sha256");
         check(&[("cipher", "cipher_null")], &[mounted(None)], "not one of aes-xts-plain64");
         check(&[("sectorSize", "520")], &[mounted(None)], "not one of 512");
-        check(&[("keyId", "x")], &[mounted(None)], "keyId");
         check(&[("fsType", "zfs")], &[mounted(None)], "not one of ext4");
         check(&[("fsType", "xfs")], &[mounted(Some(FsType::Ext4))], "both asked for");
         check(&[("fsType", "xfs")], std::slice::from_ref(&block), "no file system");

@@ -13,10 +13,11 @@ use zeroize::Zeroizing;
 use crate::{
     exec::Deadline,
     key::{
-        binding::Fields,
+        binding::{Binding, Fields},
         envelope::{self, NONCE_BYTES},
         keyfile::{self, KeyFileFault},
-        kms::{Kms, KmsFailure, Wrapped},
+        kms::{Kek, Kms, KmsFailure, Rotation, Wrapped},
+        record::KekMechanism,
     },
     secret::{InnerKey, KEY_BYTES, LocalKek},
     volume::hex,
@@ -77,29 +78,46 @@ impl Local {
             .expect("HKDF-SHA256 gives up to 8160 bytes");
         Self { kek, kek_id: format!("local:{}", hex(&id)) }
     }
+
+    fn expect_own(&self, kek: Option<&str>) -> Result<(), KmsFailure> {
+        match kek {
+            Some(other) if other != self.kek_id => Err(KmsFailure::NoSuchKek {
+                kek_id: other.to_owned(),
+                hint: "the provider's keyFile holds another key than the one that wrapped this volume's".to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[async_trait]
 impl Kms for Local {
-    async fn describe(&self, _: Deadline) -> Result<String, KmsFailure> {
-        Ok(self.kek_id.clone())
+    async fn describe(&self, kek: Option<&str>, _: Deadline) -> Result<Kek, KmsFailure> {
+        self.expect_own(kek)?;
+        Ok(Kek { id: self.kek_id.clone(), mechanism: KekMechanism::Symmetric, rotation: Rotation::Off })
     }
 
-    async fn wrap(&self, key: &InnerKey, aad: &[u8], _: Deadline) -> Result<Wrapped, KmsFailure> {
-        let (nonce, sealed) = envelope::encrypt(self.kek.expose_secret(), key.expose_secret(), aad);
-        Ok(Wrapped { kek_id: self.kek_id.clone(), bytes: [nonce.as_slice(), &sealed].concat() })
+    async fn wrap(
+        &self,
+        key: &InnerKey,
+        kek: Option<&str>,
+        binding: &Binding<'_>,
+        _: Deadline,
+    ) -> Result<Wrapped, KmsFailure> {
+        self.expect_own(kek)?;
+        let (nonce, sealed) = envelope::encrypt(self.kek.expose_secret(), key.expose_secret(), &binding.aad());
+        let bytes = [nonce.as_slice(), &sealed].concat();
+        Ok(Wrapped { kek_id: self.kek_id.clone(), mechanism: KekMechanism::Symmetric, bytes })
     }
 
-    async fn unwrap(&self, wrapped: &Wrapped, aad: &[u8], _: Deadline) -> Result<InnerKey, KmsFailure> {
-        if wrapped.kek_id != self.kek_id {
-            return Err(KmsFailure::NoSuchKek {
-                kek_id: wrapped.kek_id.clone(),
-                hint: "the provider's keyFile holds another key than the one that wrapped this volume's",
-            });
+    async fn unwrap(&self, wrapped: &Wrapped, binding: &Binding<'_>, _: Deadline) -> Result<InnerKey, KmsFailure> {
+        self.expect_own(Some(&wrapped.kek_id))?;
+        if wrapped.mechanism != KekMechanism::Symmetric {
+            return Err(KmsFailure::Mismatch);
         }
         let (nonce, sealed) = wrapped.bytes.split_first_chunk::<NONCE_BYTES>().ok_or(KmsFailure::Mismatch)?;
-        let opened = envelope::decrypt(self.kek.expose_secret(), nonce, sealed, aad).ok_or(KmsFailure::Mismatch)?;
-        InnerKey::take(opened).map_err(|_| KmsFailure::Mismatch)
+        let opened = envelope::decrypt(self.kek.expose_secret(), nonce, sealed, &binding.aad());
+        InnerKey::take(opened.ok_or(KmsFailure::Mismatch)?).map_err(|_| KmsFailure::Mismatch)
     }
 }
 

@@ -4,15 +4,29 @@
 
 pub mod filesystem;
 pub mod memory;
+pub mod object;
+pub mod settings;
 
-use std::{io, path::PathBuf};
+#[cfg(feature = "azure-blob")]
+pub mod azure_blob;
+#[cfg(feature = "gcs")]
+pub mod gcs;
+#[cfg(feature = "s3")]
+pub mod s3;
+
+use std::{error::Error, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 
 use crate::{
     exec::Deadline,
-    key::record::{Record, RecordFault},
+    key::{
+        access::SettingsFault,
+        calls::{Retry, Transient},
+        record::{Record, RecordFault},
+        service::Refusal,
+    },
     volume::VolumeId,
 };
 
@@ -68,6 +82,164 @@ pub enum StoreFailure {
         #[source]
         source: io::Error,
     },
+    /// The bucket or container is not there.
+    #[error("{place} is not there; make it, or set createIfMissing: true")]
+    NoBucket {
+        /// Bucket or container, and where it was looked for.
+        place: String,
+    },
+    /// Whoever Coffer is to the store may not do this.
+    #[error("{action} in {place} is denied ({detail})")]
+    Denied {
+        /// The permission that is missing, as the service calls it.
+        action: &'static str,
+        /// Bucket or container.
+        place: String,
+        /// What the service said.
+        detail: String,
+    },
+    /// The service does not take the credentials, or there are none.
+    #[error("{place} does not take the credentials")]
+    Unauthenticated {
+        /// Bucket or container, and who was asked.
+        place: String,
+        /// What was said.
+        #[source]
+        source: Arc<dyn Error + Send + Sync>,
+    },
+    /// It does not honour the conditions that keep one writer from overwriting another's record.
+    #[error("{place} {what}; Coffer needs a store that honours preconditions, and uses no other")]
+    NoPreconditions {
+        /// Bucket or container.
+        place: String,
+        /// What it did.
+        what: &'static str,
+    },
+    /// Another refusal that a retry does not change.
+    #[error("{action} in {place} is refused: {detail}")]
+    Refused {
+        /// What was asked for.
+        action: &'static str,
+        /// Bucket or container.
+        place: String,
+        /// What the service said.
+        detail: String,
+    },
+    /// Too many requests.
+    #[error("{place} is asked too often")]
+    Throttled {
+        /// Bucket or container.
+        place: String,
+        /// How long it asked to wait.
+        retry_after: Option<Duration>,
+    },
+    /// It does not answer, or answers that it cannot.
+    #[error("{place} does not answer")]
+    Unreachable {
+        /// Bucket or container, and who was asked.
+        place: String,
+        /// What happened.
+        #[source]
+        source: Arc<dyn Error + Send + Sync>,
+    },
+    /// The caller's time was over before there was an answer.
+    #[error("{place} did not answer before the deadline")]
+    Deadline {
+        /// Bucket or container, and who was asked.
+        place: String,
+    },
+}
+
+impl StoreFailure {
+    /// [`StoreFailure::Unreachable`] with its cause.
+    #[must_use]
+    pub fn unreachable(place: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Unreachable { place: place.into(), source: Arc::from(source.into()) }
+    }
+
+    /// [`StoreFailure::Unauthenticated`] with its cause.
+    #[must_use]
+    pub fn unauthenticated(place: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Unauthenticated { place: place.into(), source: Arc::from(source.into()) }
+    }
+}
+
+impl StoreFailure {
+    /// What the caller of the key service can do about it.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Exists(_) | Self::Stale(_) => Refusal::Busy,
+            Self::Fault { .. } | Self::NoBucket { .. } | Self::NoPreconditions { .. } | Self::Refused { .. } => {
+                Refusal::State
+            }
+            Self::Denied { .. } => Refusal::Denied,
+            Self::Io { .. } | Self::Unauthenticated { .. } | Self::Throttled { .. } | Self::Unreachable { .. } => {
+                Refusal::Unavailable
+            }
+            Self::Deadline { .. } => Refusal::Deadline,
+        }
+    }
+}
+
+impl Transient for StoreFailure {
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Throttled { retry_after: Some(time), .. } => Retry::After(*time),
+            Self::Throttled { retry_after: None, .. } | Self::Unreachable { .. } => Retry::Soon,
+            Self::Exists(_)
+            | Self::Stale(_)
+            | Self::Fault { .. }
+            | Self::Io { .. }
+            | Self::NoBucket { .. }
+            | Self::Denied { .. }
+            | Self::Unauthenticated { .. }
+            | Self::NoPreconditions { .. }
+            | Self::Refused { .. }
+            | Self::Deadline { .. } => Retry::Never,
+        }
+    }
+
+    fn is_answer(&self) -> bool {
+        !matches!(self, Self::Unreachable { .. } | Self::Deadline { .. })
+    }
+
+    fn no_answer(place: &str, why: String) -> Self {
+        Self::unreachable(place, why)
+    }
+
+    fn deadline(place: &str) -> Self {
+        Self::Deadline { place: place.to_owned() }
+    }
+}
+
+/// Everything a store of one of the types is configured with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settings {
+    /// `filesystem`: the folder.
+    Filesystem(PathBuf),
+    /// `s3`
+    S3(settings::S3),
+    /// `gcs`
+    Gcs(settings::Gcs),
+    /// `azure-blob`
+    AzureBlob(settings::AzureBlob),
+}
+
+/// Builds the bucket of a store of objects. Nothing is asked of any network yet.
+///
+/// # Errors
+/// A file cannot be read or does not hold what it should, or this build lacks the type.
+pub async fn open_bucket(settings: Settings) -> Result<Arc<dyn object::Bucket>, SettingsFault> {
+    match settings {
+        #[cfg(feature = "s3")]
+        Settings::S3(settings) => Ok(Arc::new(s3::S3::open(settings).await?)),
+        #[cfg(feature = "gcs")]
+        Settings::Gcs(settings) => Ok(Arc::new(gcs::Gcs::open(settings).await?)),
+        #[cfg(feature = "azure-blob")]
+        Settings::AzureBlob(settings) => Ok(Arc::new(azure_blob::AzureBlob::open(settings)?)),
+        _ => Err(SettingsFault("this build has no store of this type".to_owned())),
+    }
 }
 
 /// Keeps one record a volume.
@@ -91,7 +263,7 @@ pub trait DekStore: Send + Sync {
     /// [`StoreFailure::Stale`] where it is not that record any more; else the store does not answer.
     async fn replace(&self, record: &Record, version: Version, deadline: Deadline) -> Result<(), StoreFailure>;
 
-    /// At most `limit` records after a volume id, in the order of the volume ids.
+    /// At most `limit` records after the one of a volume id, in an order that is the store's own and does not change.
     ///
     /// # Errors
     /// The store does not answer. What is no record is left out, and told in the log.
