@@ -4,7 +4,10 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Faults, did_you_mean};
+use crate::{
+    config::{Faults, did_you_mean},
+    volume::VolumeId,
+};
 
 const ENVIRONMENT_PREFIX: &str = "COFFER_";
 
@@ -44,7 +47,7 @@ pub enum Verb {
     /// Run the key service.
     #[cfg(feature = "keyservice")]
     Keyservice(Keyservice),
-    /// Make cluster keys.
+    /// Make cluster keys; see who holds the KEKs.
     #[cfg(feature = "keyservice")]
     #[command(subcommand)]
     Keys(Keys),
@@ -52,10 +55,21 @@ pub enum Verb {
     #[cfg(all(feature = "controller", feature = "keyservice"))]
     #[command(subcommand)]
     Volumes(Volumes),
-    /// Look at key records.
+    /// Look at key records; check, copy and restore them.
     #[cfg(feature = "keyservice")]
     #[command(subcommand)]
     Records(Records),
+    /// Wrap the keys of volumes again: under a KEK's newest version, or by another provider. Disks are not touched.
+    #[cfg(feature = "keyservice")]
+    Rewrap(Rewrap),
+    /// Check and show a configuration file.
+    #[cfg(feature = "keyservice")]
+    #[command(subcommand)]
+    Config(Config),
+    /// Ask the policies.
+    #[cfg(feature = "keyservice")]
+    #[command(subcommand)]
+    Policy(Policy),
 }
 
 /// Flags of `coffer dev`.
@@ -113,6 +127,19 @@ pub struct Keyservice {
     pub config: PathBuf,
 }
 
+/// Where providers and records are: in a state folder, in what a file says, or records in the one under providers of the
+/// other.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = true)]
+pub struct Where {
+    /// The state folder of `coffer dev`.
+    #[arg(long, env = "COFFER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The configuration file of a key service.
+    #[arg(long, env = "COFFER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
 /// `coffer keys …`
 #[derive(Debug, Subcommand)]
 pub enum Keys {
@@ -121,6 +148,91 @@ pub enum Keys {
         /// Folder that gets the key, as cluster-key.json.
         #[arg(long, env = "COFFER_STATE_DIR", value_name = "DIR")]
         state_dir: PathBuf,
+    },
+    /// Show each provider: its KEK, whether it can be used, and the records under it.
+    Status {
+        /// Providers and records.
+        #[command(flatten)]
+        place: Where,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the KEKs that records name.
+    List {
+        /// Providers and records.
+        #[command(flatten)]
+        place: Where,
+        /// Only what does not fit: KEKs that no provider has, providers that no record needs.
+        #[arg(long)]
+        orphans: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Flags of `coffer rewrap`.
+#[derive(Args, Debug)]
+pub struct Rewrap {
+    /// Providers and records.
+    #[command(flatten)]
+    pub place: Where,
+    /// Only the records of this provider [default: every one].
+    #[arg(long, value_name = "PROVIDER")]
+    pub from: Option<String>,
+    /// The provider that wraps from now on [default: each record's own].
+    #[arg(long, value_name = "PROVIDER")]
+    pub to: Option<String>,
+    /// Only the record of this volume.
+    #[arg(long, value_name = "ID")]
+    pub volume: Option<VolumeId>,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `coffer config …`
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Check a file: all faults at once, exit status 64 where there are any. Nothing is asked of any network.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Show what a file, the environment and the defaults come to.
+    Show {
+        /// The file.
+        file: PathBuf,
+        /// Say where each value comes from.
+        #[arg(long)]
+        sources: bool,
+    },
+}
+
+/// `coffer policy …`
+#[derive(Debug, Subcommand)]
+pub enum Policy {
+    /// Say which rule a claim comes under, and what its volume's key would be.
+    Explain {
+        /// The configuration file.
+        #[arg(long, env = "COFFER_CONFIG", value_name = "FILE")]
+        config: PathBuf,
+        /// The claim's StorageClass.
+        #[arg(long, value_name = "NAME")]
+        storage_class: Option<String>,
+        /// Its namespace.
+        #[arg(long, value_name = "NAME")]
+        namespace: Option<String>,
+        /// Its name.
+        #[arg(long, value_name = "NAME")]
+        claim: Option<String>,
+        /// The provider that its class names.
+        #[arg(long, value_name = "PROVIDER")]
+        provider: Option<String>,
+        /// The KEK that its class names.
+        #[arg(long, value_name = "ID")]
+        key_id: Option<String>,
     },
 }
 
@@ -141,13 +253,53 @@ pub enum Volumes {
 /// `coffer records …`
 #[derive(Debug, Subcommand)]
 pub enum Records {
+    /// List the records.
+    List {
+        /// Providers and records.
+        #[command(flatten)]
+        place: Where,
+        /// Tombstones as well.
+        #[arg(long)]
+        all: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a volume's key record. It holds no plaintext key.
     Show {
         /// The volume id, or the name that the volume was created with.
         volume: String,
-        /// The state folder.
-        #[arg(long, env = "COFFER_STATE_DIR", value_name = "DIR")]
-        state_dir: PathBuf,
+        /// Providers and records.
+        #[command(flatten)]
+        place: Where,
+    },
+    /// Copy every record, still wrapped, into one file. With `import` this moves records to another store.
+    Export {
+        /// The file, which must not exist; `-` for standard output.
+        file: PathBuf,
+        /// Providers and records.
+        #[command(flatten)]
+        place: Where,
+    },
+    /// Restore records from an export: what is missing is created, and nothing that is there is ever overwritten.
+    Import {
+        /// The file; `-` for standard input.
+        file: PathBuf,
+        /// Providers and records.
+        #[command(flatten)]
+        place: Where,
+        /// Only say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Unwrap every record's key and check its MAC.
+    Verify {
+        /// Providers and records.
+        #[command(flatten)]
+        place: Where,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -33,6 +33,12 @@ impl Faults {
         self.0.extend(others.0);
     }
 
+    /// Whether a fault is told already.
+    #[must_use]
+    pub fn contains(&self, fault: &str) -> bool {
+        self.0.iter().any(|told| told == fault)
+    }
+
     /// The value, where there is no fault.
     ///
     /// # Errors
