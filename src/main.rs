@@ -3,6 +3,8 @@
 #[cfg(not(any(feature = "node", feature = "keyservice")))]
 compile_error!("build with at least one of the features node and keyservice");
 
+#[cfg(feature = "keyservice")]
+mod operator;
 mod role;
 
 use std::{
@@ -12,10 +14,7 @@ use std::{
 
 use anyhow::Result;
 #[cfg(feature = "keyservice")]
-use coffer::{
-    admin::{self, StateDir},
-    config::args::{Keys, Records},
-};
+use coffer::config::file::Environment;
 use coffer::{
     config::{
         EXIT_FAULTS, Faults,
@@ -53,23 +52,29 @@ fn main() -> ExitCode {
 }
 
 async fn act(verb: Verb) -> Result<()> {
+    #[cfg(feature = "keyservice")]
+    let environment = Environment::new(std::env::vars_os());
     match verb {
         #[cfg(all(feature = "controller", feature = "keyservice"))]
-        Verb::Dev(args) => role::dev(args).await,
+        Verb::Dev(args) => role::dev(args, &environment).await,
         #[cfg(feature = "node")]
         Verb::Node(args) => role::node(args).await,
         #[cfg(feature = "keyservice")]
-        Verb::Keyservice(args) => role::keyservice(args).await,
-        #[cfg(feature = "keyservice")]
-        Verb::Keys(Keys::Init { state_dir }) => Ok(admin::keys::init(&StateDir::at(&state_dir), &mut io::stdout())?),
+        Verb::Keyservice(args) => role::keyservice(args, &environment).await,
         #[cfg(all(feature = "controller", feature = "keyservice"))]
         Verb::Volumes(coffer::config::args::Volumes::List { state_dir, json }) => {
-            Ok(admin::volumes::list(&StateDir::at(&state_dir), json, &mut io::stdout()).await?)
+            Ok(coffer::admin::volumes::list(&coffer::admin::StateDir::at(&state_dir), json, &mut io::stdout()).await?)
         }
         #[cfg(feature = "keyservice")]
-        Verb::Records(Records::Show { volume, state_dir }) => {
-            Ok(admin::records::show(&StateDir::at(&state_dir), &volume, &mut io::stdout()).await?)
-        }
+        Verb::Keys(verb) => operator::keys(verb, &environment).await,
+        #[cfg(feature = "keyservice")]
+        Verb::Records(verb) => operator::records(verb, &environment).await,
+        #[cfg(feature = "keyservice")]
+        Verb::Rewrap(args) => operator::rewrap(args, &environment).await,
+        #[cfg(feature = "keyservice")]
+        Verb::Config(verb) => operator::config(verb, &environment),
+        #[cfg(feature = "keyservice")]
+        Verb::Policy(verb) => operator::policy(verb, &environment),
     }
 }
 

@@ -1,11 +1,19 @@
 //! The operator's verbs, one file each. They print to standard output.
 
+pub mod answer;
+pub mod config;
 pub mod keys;
+pub mod place;
+pub mod policy;
+pub mod progress;
 pub mod records;
+pub mod rewrap;
 #[cfg(feature = "controller")]
 pub mod volumes;
 
 use std::path::{Path, PathBuf};
+
+pub use place::Place;
 
 /// Where things lie in a state folder.
 #[derive(Clone, Debug)]

@@ -8,46 +8,44 @@ use std::{
 
 use anyhow::{Context, Result};
 use coffer::{
-    admin::{StateDir, keys},
-    config::{Faults, args::Dev, file::FileConfig},
-    csi::identity::Services,
-    key::{
-        cluster::ClusterKeys,
-        embedded::Embedded,
-        providers::{Provider, Providers},
-        service::KeyService,
-        store::filesystem::Filesystem,
+    admin::{Place, StateDir},
+    config::{
+        Faults,
+        args::Dev,
+        file::{Environment, FileConfig},
     },
+    csi::identity::Services,
+    key::embedded::Embedded,
     keyservice::auth::{Caller, Guarded},
 };
 use rustix::fs::{FlockOperation, flock};
-use uuid::Uuid;
 
 use crate::role::{
+    audit,
     node::{driver, node_id},
-    providers::{audit, providers},
+    try_in_background, warn,
 };
 
-/// The name of the provider of a state folder's own cluster key.
-const CLUSTER_PROVIDER: &str = "cluster";
-
 /// `coffer dev`: driver and key service in one process.
-pub(crate) async fn dev(args: Dev) -> Result<()> {
+pub(crate) async fn dev(args: Dev, environment: &Environment) -> Result<()> {
     let state_dir = StateDir::at(&args.state_dir);
-    let config = args.config.as_deref().map(FileConfig::load).transpose()?;
-    let (cluster_id, providers) = match &config {
+    let config = args.config.as_deref().map(|path| FileConfig::load(path, environment)).transpose()?;
+    let node_id = node_id(args.node_id)?;
+    let mut place = match &config {
         Some(config) => {
             expect_own_places(config)?;
-            providers(config)?
+            warn(config);
+            Place::of_config(config, Some(&state_dir)).await?
         }
-        None => own_cluster_key(&state_dir)?,
+        None => Place::of_state_dir(&state_dir)?,
     };
-    let node_id = node_id(args.node_id)?;
     let _lock = lock(&state_dir)?;
-    let store = Filesystem::open(&state_dir.records())?;
+    place.expect_ready().await?;
+    let Place { cluster_id, providers, store, policies, trials } = place;
+    let _trials = try_in_background(trials);
     let audit = audit(config.as_ref().and_then(|config| config.audit_log.as_deref()))?;
-    let embedded: Arc<dyn KeyService> = Arc::new(Embedded::new(cluster_id, providers, Arc::new(store)));
-    let keys = Arc::new(Guarded::new(embedded, Arc::new(audit), Caller::Process));
+    let embedded = Embedded::new(cluster_id, providers, store).with_policies(policies);
+    let keys = Arc::new(Guarded::new(Arc::new(embedded), Arc::new(audit), Caller::Process));
     let socket = args.listen.unwrap_or_else(|| state_dir.socket());
     driver(&socket, node_id, &state_dir.volumes(), keys, Services::NodeAndController).await
 }
@@ -55,33 +53,10 @@ pub(crate) async fn dev(args: Dev) -> Result<()> {
 /// In one process there is nobody to listen for, and records lie in the state folder.
 fn expect_own_places(config: &FileConfig) -> Result<(), Faults> {
     let mut faults = Faults::default();
-    if config.store.is_some() {
-        faults.add("store: `coffer dev` keeps its records in its state folder; take the key out");
-    }
     if config.unix.is_some() || config.tls.is_some() {
         faults.add("listen: `coffer dev` serves keys to nobody but itself; take the key out");
     }
     faults.or(())
-}
-
-/// A state folder's own cluster key, which is there or must be restored: it is never made here.
-fn own_cluster_key(state_dir: &StateDir) -> Result<(Uuid, Providers)> {
-    let path = state_dir.cluster_key();
-    if !path.exists() {
-        if Filesystem::holds_records(&state_dir.records())? {
-            return Err(keys::lost(state_dir).into());
-        }
-        let how = format!(
-            "{}: there is no cluster key. Make one, once: coffer keys init --state-dir {}",
-            path.display(),
-            state_dir.path().display()
-        );
-        return Err(Faults::one(how).into());
-    }
-    let keys = ClusterKeys::load(&path).map_err(|fault| Faults::one(format!("{}: {fault}", path.display())))?;
-    let cluster_id = keys.cluster_id();
-    let by_name = [(CLUSTER_PROVIDER.to_owned(), Provider::Cluster(keys))].into();
-    Ok((cluster_id, Providers { by_name, default: CLUSTER_PROVIDER.to_owned() }))
 }
 
 /// Keeps a second driver off a state folder, as long as it is held.

@@ -4,8 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use coffer::{
-    config::{Faults, args::Keyservice, file::FileConfig},
-    key::{embedded::Embedded, store::filesystem::Filesystem},
+    admin::Place,
+    config::{
+        Faults,
+        args::Keyservice,
+        file::{Environment, FileConfig},
+    },
+    key::embedded::Embedded,
     keyservice::server::Server,
     proto::keyservice::key_service_server::KeyServiceServer,
     server::{
@@ -19,10 +24,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server as Transport;
 
-use crate::role::{
-    listen,
-    providers::{audit, providers},
-};
+use crate::role::{audit, listen, try_in_background, warn};
 
 /// How long requests may go on when the program is told to end.
 const END_TIME: Duration = Duration::from_secs(30);
@@ -32,31 +34,27 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const CONNECTION_AGE: Duration = Duration::from_secs(300);
 
 /// `coffer keyservice`: keys, for nodes and controllers.
-pub(crate) async fn keyservice(args: Keyservice) -> Result<()> {
-    let config = FileConfig::load(&args.config)?;
+pub(crate) async fn keyservice(args: Keyservice, environment: &Environment) -> Result<()> {
+    let config = FileConfig::load(&args.config, environment)?;
+    warn(&config);
     let mut faults = Faults::default();
     let at = args.config.display();
     if config.unix.is_none() && config.tls.is_none() {
         faults.add(format!("{at}: listen: is missing; expected unix, tls or both"));
     }
-    match &config.store {
-        None => faults.add(format!("{at}: store: is missing")),
-        // An empty folder in place of a disk that is not mounted would pass for a store without keys.
-        Some(folder) if !folder.is_dir() => {
-            faults.add(format!("{at}: store.path: there is no folder {}; make it, once", folder.display()));
-        }
-        Some(_) => {}
-    }
-    let providers = providers(&config).map_err(|found| faults.extend(found)).ok();
+    let place = Place::of_config(&config, None).await.map_err(|found| faults.extend(found)).ok();
     let tls = config.tls.as_ref().map(|tls| (tls.address, ServerTls::server(tls.files.clone())));
     if let Some((_, Err(fault))) = &tls {
         faults.add(format!("{at}: listen.tls: {fault}"));
     }
-    let (Some(folder), Some((cluster_id, providers))) = (&config.store, providers) else { return Err(faults.into()) };
+    let Some(mut place) = place else { return Err(faults.into()) };
     faults.or(())?;
+    place.expect_ready().await?;
+    let Place { cluster_id, providers, store, policies, trials } = place;
 
     let audit = Arc::new(audit(config.audit_log.as_deref())?);
-    let inner = Arc::new(Embedded::new(cluster_id, providers, Arc::new(Filesystem::open(folder)?)));
+    let _trials = try_in_background(trials);
+    let inner = Arc::new(Embedded::new(cluster_id, providers, store).with_policies(policies));
     let (end, mut listeners, mut work) = (CancellationToken::new(), JoinSet::new(), Vec::new());
     if let Some(unix) = config.unix {
         let listener = listen(&unix.path, Reach::Everybody)?;

@@ -1,4 +1,4 @@
-//! `coffer keys …`
+//! `coffer keys init`
 
 use std::{fs, io::Write, os::unix::fs::DirBuilderExt};
 
@@ -8,7 +8,7 @@ use crate::{
     key::{cluster::ClusterKeys, store::filesystem::Filesystem},
 };
 
-/// `coffer keys init`: makes a cluster key where there is none and no record needs one.
+/// Makes a cluster key where there is none and no record needs one.
 ///
 /// # Errors
 /// There is a key, there are records whose key is gone, or the folder cannot be written.
