@@ -233,6 +233,9 @@ async fn prepare(service: &dyn KeyService) -> Result<Arc<[VolumeId]>> {
             parameters: Parameters::of(Content::Filesystem(FsType::Ext4)),
             node: Some(NODE.to_owned()),
             tenant: None,
+            storage_class: None,
+            claim: None,
+            key_id: None,
             provider: None,
             context: BTreeMap::new(),
         };

@@ -100,14 +100,24 @@ const FENCES: &[Fence] = &[
     Fence::Path("prost", &["proto.rs"]),
     Fence::Path("kube", &["keyservice/auth", "key/store/kubernetes", "admin/", "csi/controller"]),
     Fence::Path("k8s_openapi", &["keyservice/auth", "key/store/kubernetes", "admin/", "csi/controller"]),
+    Fence::Path("aws_config", &["key/access/", "key/kms/", "key/store/"]),
     Fence::Path("aws_sdk_kms", &["key/kms/"]),
-    Fence::Path("google_cloud_storage", &["key/store/"]),
+    Fence::Path("aws_sdk_s3", &["key/store/"]),
+    Fence::Path("aws_sdk_sts", &["key/access/"]),
+    Fence::Path("azure_identity", &["key/access/"]),
+    Fence::Path("azure_security_keyvault_keys", &["key/kms/"]),
     Fence::Path("azure_storage_blob", &["key/store/"]),
+    Fence::Path("google_cloud_kms_v1", &["key/kms/"]),
+    Fence::Path("google_cloud_storage", &["key/store/"]),
+    Fence::Path("reqwest", &["key/access/", "key/kms/"]),
+    Fence::Path("moka", &["key/kms/guarded.rs"]),
+    Fence::Path("backon", &["key/calls.rs"]),
+    Fence::Path("indicatif", &["admin/"]),
     Fence::Path("tokio::process", &["exec.rs"]),
     Fence::Path("std::process::Command", &["exec.rs"]),
     // What a build for tests stops at is no configuration.
     Fence::Path("std::env", &["main.rs", "step.rs"]),
-    Fence::Path("anyhow", &["main.rs", "role/"]),
+    Fence::Path("anyhow", &["main.rs", "operator.rs", "role/"]),
     Fence::Path("linux_raw_sys", &["node/loopdev.rs"]),
     Fence::Path("rustix::mount", &["node/mount.rs"]),
     Fence::Path("getrandom", &["secret.rs", "key/"]),
@@ -118,7 +128,7 @@ const FENCES: &[Fence] = &[
             "key/derive.rs",
             "key/envelope.rs",
             "key/cluster.rs",
-            "key/embedded.rs",
+            "key/providers.rs",
             "key/kms/",
             "keyservice/hpke.rs",
             "node/luks.rs",
@@ -236,6 +246,39 @@ fn every_relaxed_lint_has_its_reason() {
                 assert!(attribute.contains("reason ="), "{file}:{} has none", number + 1);
             }
         }
+    }
+}
+
+/// The crates that a build with these features is made of.
+fn crates(features: &[&str]) -> BTreeSet<String> {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}"])
+        .args(features)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo can be started");
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("names of crates are text");
+    text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_node_has_no_cloud_sdk_and_nobody_has_a_second_cryptography() {
+    let is_cloud = |name: &&String| {
+        ["aws-config", "aws-sdk", "aws-smithy", "azure_", "google-cloud", "reqwest", "moka"]
+            .iter()
+            .any(|cloud| name.starts_with(cloud))
+    };
+    let node = crates(&["--no-default-features", "--features", "node"]);
+    assert!(node.contains("tonic"), "{node:?}");
+    assert_eq!(node.iter().find(is_cloud), None);
+    let keyservice = crates(&["--no-default-features", "--features", "keyservice"]);
+    let sdks = ["aws-config", "azure_core", "google-cloud-gax", "reqwest"];
+    assert!(sdks.iter().all(|sdk| !keyservice.contains(*sdk)), "each provider brings its own SDK");
+    let all = crates(&[]);
+    assert!(sdks.iter().all(|sdk| all.contains(*sdk)), "a default build has them all");
+    for other in ["openssl", "openssl-sys", "native-tls", "ring"] {
+        assert!(!all.contains(other), "{other} came in");
     }
 }
 

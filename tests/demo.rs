@@ -5,35 +5,40 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use testbed::{
-    driver::{Driver, NODE},
-    guest,
+    cloud::plan::{self, Side},
+    driver::{Driver, NODE, Role},
+    guest::{self, Disk},
 };
 
 const COFFER: &str = env!("CARGO_BIN_EXE_coffer");
 const MIB: u64 = 1 << 20;
+const GUEST_TIME: Duration = Duration::from_secs(300);
 const MARK: &str = "a text that only the owner may read";
 
 fn main() -> ExitCode {
-    // A filter for other tests, or a list, is not for us.
-    if std::env::args().nth(1).is_some_and(|word| word != "--nocapture") {
-        return ExitCode::SUCCESS;
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    let mut asked = Asked { provider: None, store: None, inside: None };
+    let mut left = words.iter();
+    while let Some(word) = left.next() {
+        match (word.as_str(), left.next()) {
+            ("--provider", Some(name)) => asked.provider = Some(name.clone()),
+            ("--store", Some(name)) => asked.store = Some(name.clone()),
+            ("--inside", Some(file)) => asked.inside = Some(file.into()),
+            ("--nocapture", None) => {}
+            // A filter for other tests, or a list, is not for us.
+            _ => return ExitCode::SUCCESS,
+        }
     }
     let start = Instant::now();
-    let status = if guest::has_device_mapper() {
-        let shown = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|r| r.block_on(show()));
-        shown.map(|()| 0)
-    } else {
-        println!("This machine has no device-mapper: booting user-mode Linux, a whole kernel as an ordinary process.");
-        guest::run_inside(&[], Duration::from_secs(300))
-    };
-    match status {
+    let runtime = tokio::runtime::Runtime::new().expect("a process can have threads");
+    match runtime.block_on(demonstrate(&asked)) {
         Ok(0) if std::env::var_os("TESTBED_GUEST").is_some() => ExitCode::SUCCESS,
         Ok(0) => {
             println!("Done in {:.1} s.", start.elapsed().as_secs_f64());
@@ -45,6 +50,51 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the words ask for.
+struct Asked {
+    provider: Option<String>,
+    store: Option<String>,
+    /// In a guest: the file that says what was started for it.
+    inside: Option<PathBuf>,
+}
+
+/// Starts what is asked for, and shows it on a kernel with device-mapper.
+async fn demonstrate(asked: &Asked) -> Result<i32> {
+    if let Some(file) = &asked.inside {
+        let (provider, store): (Side, Side) = serde_json::from_slice(&fs::read(file)?)?;
+        guest::reach_host(&plan::ports([&provider, &store])).await?;
+        return show(Some((provider, store))).await.map(|()| 0);
+    }
+    const BOOTING: &str =
+        "This machine has no device-mapper: booting user-mode Linux, a whole kernel as an ordinary process.";
+    let natively = guest::has_device_mapper();
+    if asked.provider.is_none() && asked.store.is_none() {
+        if natively {
+            return show(None).await.map(|()| 0);
+        }
+        println!("{BOOTING}");
+        return guest::run_inside(&[], GUEST_TIME);
+    }
+    let disk = Disk::new(8)?.with_network()?;
+    let store = asked.store.as_deref().unwrap_or(plan::FILESYSTEM);
+    ensure!(store != plan::MEMORY, "the store memory forgets everything with its process; it is for tests");
+    let (provider, _kms) = plan::provider(asked.provider.as_deref().unwrap_or("local"), disk.work()).await?;
+    let (store, _objects) = plan::store(store, disk.work()).await?;
+    for (what, side) in [("provider", &provider), ("store", &store)] {
+        println!("{what} {}: {} ({})", side.name, side.server, side.standing);
+    }
+    if natively {
+        return show(Some((provider, store))).await.map(|()| 0);
+    }
+    let file = disk.work().join("plan.json");
+    fs::write(&file, serde_json::to_vec(&(provider, store))?)?;
+    let command = [std::env::current_exe()?.display().to_string(), "--inside".to_owned(), file.display().to_string()];
+    println!("{BOOTING}");
+    let guest = disk.boot(&command)?;
+    // Servers of ours live in this program: they must be heard while the guest runs.
+    tokio::task::spawn_blocking(move || guest.finish(GUEST_TIME)).await?
 }
 
 /// Numbers the steps, and says how long each took.
@@ -61,16 +111,30 @@ impl Steps {
     }
 }
 
-async fn show() -> Result<()> {
+async fn show(plan: Option<(Side, Side)>) -> Result<()> {
     let folder = guest::folder()?;
     let state = folder.path().join("state");
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     println!("Linux {}, dm-crypt, LUKS2; state folder {}", kernel.trim(), state.display());
     let mut steps = Steps { number: 0, last: Instant::now() };
 
-    let driver = Driver::start(COFFER, &state).await?;
+    let driver = match &plan {
+        None => Driver::start(COFFER, &state).await?,
+        Some((provider, store)) => {
+            let file = folder.path().join("coffer.yaml");
+            fs::create_dir_all(&state)?;
+            fs::write(&file, serde_json::to_vec_pretty(&plan::configuration(provider, store))?)?;
+            let words = ["dev".into(), "--state-dir".into(), state.clone().into(), "--config".into(), file.into()];
+            Driver::start_as(COFFER, &state, Role::Node(words.into())).await?
+        }
+    };
     let (csi, staged) = (&driver.csi, folder.path().join("staged"));
-    steps.done("made a cluster key, once, and started `coffer dev` on it: CSI is ready");
+    steps.done(&match &plan {
+        None => "made a cluster key, once, and started `coffer dev` on it: CSI is ready".to_owned(),
+        Some((provider, store)) => {
+            format!("started `coffer dev` with provider {} and store {}: CSI is ready", provider.name, store.name)
+        }
+    });
 
     let volume = csi.create_filesystem("demo", 64 * MIB, "ext4").await?;
     let file = driver.file(&volume.volume_id);
@@ -123,7 +187,21 @@ async fn show() -> Result<()> {
     let audit = driver.audit();
     let release = audit.lines().rev().find(|line| line.contains(r#""release","result":"ok""#)).context("a release")?;
     println!("      {release}");
+    if let Some((provider, store)) = &plan {
+        let release: serde_json::Value = serde_json::from_str(release)?;
+        println!("KEK:          {} in {} ({})", release["kekId"], provider.server, provider.standing);
+        let place = if store.config.is_null() { state.join("records").display().to_string() } else { place(store) };
+        println!("wrapped DEK:  {place} in {} ({})", store.server, store.standing);
+        println!("data:         {} (LUKS2), one file a volume", state.join("volumes").display());
+    }
     Ok(())
+}
+
+/// Where the records of a store of objects lie.
+fn place(store: &Side) -> String {
+    let text = |key: &str| store.config[key].as_str().unwrap_or_default().to_owned();
+    let bucket = if store.config["bucket"].is_null() { text("container") } else { text("bucket") };
+    format!("{bucket}/{}v1/{}/", text("prefix"), plan::CLUSTER)
 }
 
 async fn refused(driver: &Driver, volume: &coffer::proto::csi::Volume, staged: &Path) -> Result<String> {

@@ -16,7 +16,7 @@ use coffer::{
         derive::Tag,
         embedded::Embedded,
         kms::local::Local,
-        providers::{Provider, Providers},
+        providers::{KmsProvider, Provider, Providers},
         record::State,
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, Refusal, VolumeKey},
         store::memory::Memory,
@@ -56,6 +56,9 @@ fn new(volume_id: &str, node: &str) -> NewKey {
         parameters: Parameters::of(Content::Filesystem(FsType::Ext4)),
         node: Some(node.to_owned()).filter(|node| !node.is_empty()),
         tenant: Some("blue".to_owned()),
+        storage_class: None,
+        claim: None,
+        key_id: None,
         provider: None,
         context: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
     }
@@ -63,8 +66,10 @@ fn new(volume_id: &str, node: &str) -> NewKey {
 
 fn embedded() -> Arc<Embedded> {
     let local = Local::new(LocalKek::born(|kek| kek.fill(7)));
-    let providers =
-        Providers { by_name: [("main".to_owned(), Provider::Kms(Arc::new(local)))].into(), default: "main".to_owned() };
+    let providers = Providers {
+        by_name: [("main".to_owned(), Provider::Kms(KmsProvider::new(Arc::new(local))))].into(),
+        default: "main".to_owned(),
+    };
     Arc::new(Embedded::new(Uuid::from_u128(1), providers, Arc::new(Memory::default())))
 }
 

@@ -183,7 +183,7 @@ async fn finished_on_the_base(bed: &mut Bed, luks_uuid: Uuid, dek: &Dek) -> Resu
     let mut record = Record::from_bytes(&fs::read(&path)?)?;
     (record.state, record.format_attempt, record.luks_uuid) = (State::Formatting, 1, luks_uuid);
     let (kms, soon) = (Local::load(&kek, None)?, Deadline::within(Duration::from_secs(30)));
-    let wrapped = envelope::wrap(dek, &record.binding(), &kms, soon).await?;
+    let wrapped = envelope::wrap(dek, &record.binding(), &kms, None, soon).await?;
     record.key = Some(wrapped);
     fs::write(&path, authentic(record, dek))?;
     // The attempt broke off when the header was written.

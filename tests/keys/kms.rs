@@ -1,39 +1,28 @@
-//! Every KMS against one list.
+//! The local KMS against the list of every KMS, and what is its own.
 
-use std::sync::Arc;
-
-use coffer::{
-    key::kms::{Kms, KmsFailure},
-    secret::InnerKey,
-};
+use coffer::{key::kms::KmsFailure, secret::InnerKey};
+use testbed::conformance::kms::{Binds, Flips, Subject, Volume, conforms};
 
 use crate::{local, soon};
 
-/// What every KMS does.
-async fn wraps(kms: Arc<dyn Kms>) {
-    let key = InnerKey::random();
-    let wrapped = kms.wrap(&key, b"aad", soon()).await.expect("wrapped");
-    assert_eq!(wrapped.kek_id, kms.describe(soon()).await.expect("described"));
-    let opened = kms.unwrap(&wrapped, b"aad", soon()).await.expect("unwrapped");
-    assert_eq!(opened.expose_secret(), key.expose_secret());
-    assert!(matches!(kms.unwrap(&wrapped, b"other", soon()).await, Err(KmsFailure::Mismatch)));
-    assert_ne!(kms.wrap(&key, b"aad", soon()).await.expect("wrapped").bytes, wrapped.bytes, "a nonce came twice");
-    for bit in 0..wrapped.bytes.len() * 8 {
-        let mut flipped = wrapped.clone();
-        flipped.bytes[bit / 8] ^= 1 << (bit % 8);
-        assert!(matches!(kms.unwrap(&flipped, b"aad", soon()).await, Err(KmsFailure::Mismatch)), "bit {bit}");
-    }
-    for length in 0..wrapped.bytes.len() {
-        let mut cut = wrapped.clone();
-        cut.bytes.truncate(length);
-        assert!(kms.unwrap(&cut, b"aad", soon()).await.is_err(), "{length} bytes");
-    }
-    let mut other = wrapped;
-    other.kek_id.push('x');
-    assert!(matches!(kms.unwrap(&other, b"aad", soon()).await, Err(KmsFailure::NoSuchKek { .. })));
+#[tokio::test]
+async fn the_local_kms_does_what_every_kms_does() {
+    conforms(&Subject { kms: local(1), binds: Binds::Everything, flips: Flips::EveryBit }).await;
 }
 
 #[tokio::test]
-async fn the_local_kms_wraps() {
-    wraps(local(1)).await;
+async fn the_local_kms_tells_another_key_from_changed_bytes() {
+    let (kms, volume, key) = (local(1), Volume::of("vol-1"), InnerKey::random());
+    let wrapped = kms.wrap(&key, None, &volume.binding(), soon()).await.expect("wrapped");
+    let mut changed = wrapped.clone();
+    for bit in 0..wrapped.bytes.len() * 8 {
+        changed.bytes.clone_from(&wrapped.bytes);
+        changed.bytes[bit / 8] ^= 1 << (bit % 8);
+        let refused = kms.unwrap(&changed, &volume.binding(), soon()).await;
+        assert!(matches!(refused, Err(KmsFailure::Mismatch)), "bit {bit}: {refused:?}");
+    }
+    let refused = local(2).unwrap(&wrapped, &volume.binding(), soon()).await;
+    assert!(matches!(refused, Err(KmsFailure::NoSuchKek { .. })), "{refused:?}");
+    let refused = local(2).wrap(&key, Some(&wrapped.kek_id), &volume.binding(), soon()).await;
+    assert!(matches!(refused, Err(KmsFailure::NoSuchKek { .. })), "{refused:?}");
 }

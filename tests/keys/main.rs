@@ -15,7 +15,7 @@ use coffer::{
         cluster::ClusterKeys,
         embedded::Embedded,
         kms::{Kms, local::Local},
-        providers::{Provider, Providers},
+        providers::{KmsProvider, Provider, Providers},
         record::Record,
         service::{KeyService, NewKey},
         store::{DekStore, memory::Memory},
@@ -40,6 +40,9 @@ fn new(volume_id: &str) -> NewKey {
         parameters: Parameters::of(Content::Filesystem(FsType::Ext4)),
         node: Some("n1".to_owned()),
         tenant: None,
+        storage_class: None,
+        claim: None,
+        key_id: None,
         provider: None,
         context: BTreeMap::new(),
     }
@@ -55,7 +58,10 @@ fn services(store: &Arc<dyn DekStore>) -> [(&'static str, Embedded); 2] {
         let providers = Providers { by_name: [("main".to_owned(), provider)].into(), default: "main".to_owned() };
         Embedded::new(Uuid::from_u128(1), providers, store.clone())
     };
-    [("derived", service(Provider::Cluster(cluster_keys()))), ("wrapped", service(Provider::Kms(local(7))))]
+    [
+        ("derived", service(Provider::Cluster(cluster_keys()))),
+        ("wrapped", service(Provider::Kms(KmsProvider::new(local(7))))),
+    ]
 }
 
 /// The same cluster key each time.

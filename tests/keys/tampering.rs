@@ -6,7 +6,7 @@ use coffer::key::{
     cluster::ClusterKeys,
     derive::Tag,
     embedded::Embedded,
-    providers::{Provider, Providers},
+    providers::{KmsProvider, Provider, Providers},
     record::{Record, StoredKey},
     service::{Attempt, KeyFailure, KeyService},
     store::{DekStore, filesystem::Filesystem, memory::Memory},
@@ -78,8 +78,8 @@ async fn a_record_opens_only_with_its_own_kek() {
     };
     let others = [
         ("derived", Provider::Cluster(ClusterKeys::generate())),
-        ("derived", Provider::Kms(local(7))),
-        ("wrapped", Provider::Kms(local(8))),
+        ("derived", Provider::Kms(KmsProvider::new(local(7)))),
+        ("wrapped", Provider::Kms(KmsProvider::new(local(8)))),
         ("wrapped", Provider::Cluster(cluster_keys())),
     ];
     for (kind, provider) in others {
@@ -88,7 +88,10 @@ async fn a_record_opens_only_with_its_own_kek() {
     }
     let elsewhere = Embedded::new(
         Uuid::from_u128(2),
-        Providers { by_name: [("main".to_owned(), Provider::Kms(local(7)))].into(), default: "main".to_owned() },
+        Providers {
+            by_name: [("main".to_owned(), Provider::Kms(KmsProvider::new(local(7))))].into(),
+            default: "main".to_owned(),
+        },
         store.clone(),
     );
     let failed = elsewhere.get(&id("wrapped"), soon()).await.expect_err("another cluster");

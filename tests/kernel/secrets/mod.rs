@@ -19,7 +19,7 @@ use coffer::{
     exec::Deadline,
     key::{
         cluster::ClusterKeys,
-        envelope::{self, Envelope},
+        envelope::{self, Envelope, Kept},
         kms::local::Local,
         record::{Record, StoredKey},
     },
@@ -342,10 +342,12 @@ fn encoded(bytes: &[u8]) -> String {
 /// The DEK of a volume, unwrapped here a second time.
 async fn unwrapped(bed: &Bed, volume_id: &str) -> Result<Dek> {
     let record = Record::from_bytes(&fs::read(bed.driver.record(volume_id))?)?;
-    let Some(StoredKey::Wrapped { kek_id, nonce, wrapped_dek, wrapped_inner_key, .. }) = &record.key else {
+    let Some(StoredKey::Wrapped { kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key, .. }) = &record.key
+    else {
         bail!("the key is not wrapped");
     };
     let kms = Local::load(&bed.path("local.key"), None)?;
-    let parts = Envelope { kek_id, nonce, wrapped_dek, wrapped_inner_key };
-    Ok(envelope::unwrap(parts, &record.binding(), &kms, Deadline::within(Duration::from_secs(20))).await?)
+    let parts = Envelope { kek_id, kek_mechanism: *kek_mechanism, nonce, wrapped_dek, wrapped_inner_key };
+    Ok(envelope::unwrap(parts, &record.binding(), Kept::Stored, &kms, Deadline::within(Duration::from_secs(20)))
+        .await?)
 }

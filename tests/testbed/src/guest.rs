@@ -47,7 +47,13 @@ pub fn folder() -> Result<tempfile::TempDir> {
 #[derive(Debug)]
 pub struct Disk {
     work: tempfile::TempDir,
+    network: bool,
 }
+
+/// What carries a guest's packets to this machine's loopback, as an ordinary process (Debian's package slirp).
+const SLIRP: &str = "/usr/bin/slirp-fullbolt";
+/// This machine's loopback as such a guest sees it (slirp(1)).
+const HOST: &str = "10.0.2.2";
 
 /// A running guest. It is killed, as by a power cut, when this is dropped.
 #[derive(Debug)]
@@ -71,7 +77,22 @@ impl Disk {
         fs::create_dir_all(&base)?;
         let work = tempfile::Builder::new().prefix("g").tempdir_in(base)?;
         fs::File::create(work.path().join("disk"))?.set_len(gib << 30)?;
-        Ok(Self { work })
+        Ok(Self { work, network: false })
+    }
+
+    /// Lets its guests reach what listens on this machine's loopback ([`reach_host`]).
+    ///
+    /// # Errors
+    /// The program that carries the packets is not installed.
+    pub fn with_network(self) -> Result<Self> {
+        anyhow::ensure!(Path::new(SLIRP).exists(), "there is no {SLIRP}; install it: apt-get install slirp");
+        Ok(Self { network: true, ..self })
+    }
+
+    /// The folder that its guests share with this machine, under the same path.
+    #[must_use]
+    pub fn work(&self) -> &Path {
+        self.work.path()
     }
 
     /// Boots a guest that runs a command and then ends. What the command writes is in the guest's output.
@@ -93,6 +114,7 @@ impl Disk {
             .args(["rootfstype=hostfs", "rootflags=/", "ro", "mem=2G", "quiet", "con=null", "con0=fd:0,fd:1"])
             .arg(format!("init={}", init.display()))
             .arg(format!("ubd0={}", work.join("disk").display()))
+            .args(self.network.then(|| format!("eth0=slirp,,{SLIRP}")))
             .current_dir(work)
             .stdin(Stdio::null())
             .stdout(console.try_clone()?)
@@ -174,6 +196,33 @@ impl Drop for Guest {
     }
 }
 
+/// In a guest with a network: passes connections to these ports of its loopback on to the same ports of the machine's,
+/// so that one configuration holds on both. Natively there is nothing to do. It goes on until the program ends.
+///
+/// # Errors
+/// A port is taken.
+pub async fn reach_host(ports: &[u16]) -> Result<()> {
+    if std::env::var_os(INSIDE).is_none() {
+        return Ok(());
+    }
+    for &port in ports {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
+        tokio::spawn(async move {
+            while let Ok((mut inner, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    // Either end may break off; the other one sees it then.
+                    if let Ok(mut outer) = tokio::net::TcpStream::connect((HOST, port)).await {
+                        let _ = inner.set_nodelay(true);
+                        let _ = outer.set_nodelay(true);
+                        let _ = tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
+                    }
+                });
+            }
+        });
+    }
+    Ok(())
+}
+
 /// Runs this very program again in a guest, with words, and returns its exit status.
 ///
 /// # Errors
@@ -221,6 +270,9 @@ done
 # Programs that a test puts in the way of the system's own.
 mount -t tmpfs tmpfs /usr/local/sbin
 ip link set lo up
+if [ -e /sys/class/net/eth0 ]; then
+    ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up && ip route add default dev eth0
+fi
 hostname guest
 mkdir -p {POOL}
 blkid -p /dev/ubda > /dev/null || mkfs.ext4 -q -E lazy_itable_init=1 /dev/ubda

@@ -1,6 +1,8 @@
 //! What Coffer's tests, demonstration and benchmarks stand on: a Linux kernel with device-mapper, a running
 //! `coffer dev` on it, and a CSI client.
 
+pub mod cloud;
+pub mod conformance;
 pub mod csi;
 pub mod dm;
 pub mod driver;

@@ -250,6 +250,8 @@ fn written(class: &Class, given: &HashMap<String, String>) -> HashMap<String, St
             "mkfsOptions" => read.mkfs_options.words().join(" "),
             "encryption" => "luks2".to_owned(),
             "provider" => class.provider.clone()?,
+            "keyId" => class.key_id.clone()?,
+            "storageClass" => class.storage_class.clone()?,
             "context" => {
                 let pairs = class.context.iter().map(|(key, value)| format!("{key}={value}"));
                 pairs.collect::<Vec<_>>().join(",")

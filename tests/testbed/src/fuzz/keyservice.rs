@@ -11,7 +11,7 @@ use coffer::{
         cluster::ClusterKeys,
         embedded::Embedded,
         kms::local::Local,
-        providers::{Provider, Providers},
+        providers::{KmsProvider, Provider, Providers},
         record::State,
         service::KeyInfo,
         store::memory::Memory,
@@ -98,7 +98,7 @@ fn requests(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
 /// A key service with a KMS and a cluster key, and nothing in its store.
 pub(super) fn embedded() -> Embedded {
     let by_name = [
-        ("main".to_owned(), Provider::Kms(Arc::new(Local::new(LocalKek::born(|kek| kek.fill(7)))))),
+        ("main".to_owned(), Provider::Kms(KmsProvider::new(Arc::new(Local::new(LocalKek::born(|kek| kek.fill(7))))))),
         ("cluster".to_owned(), Provider::Cluster(ClusterKeys::generate())),
     ];
     let providers = Providers { by_name: by_name.into(), default: "main".to_owned() };
