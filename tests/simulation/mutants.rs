@@ -261,6 +261,10 @@ const OWN: &[&str] = &[
     "simulation",
     "stage",
     "storm",
+    "config",
+    "matrix",
+    "providers",
+    "records",
 ];
 
 /// Gives compiled crates a second name each; nobody changes them.
