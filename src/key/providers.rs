@@ -57,9 +57,22 @@ impl KmsProvider {
         Self { type_name: "kms", kms, scope: KeyScope::Key, key_prefix: String::new(), context: BTreeMap::new() }
     }
 
-    /// The KEK for a new volume, made where it is missing; none for the configured one.
-    async fn kek(&self, new: &NewKey, cluster_id: Uuid, deadline: Deadline) -> Result<Option<String>, KekFailure> {
-        let named = |what: &'static str, value: &Option<String>| value.clone().ok_or(KekFailure::NotKnown(what));
+    /// The KEK for a volume, made where it is missing; none for the configured one.
+    async fn kek(
+        &self,
+        name: &str,
+        new: &NewKey,
+        cluster_id: Uuid,
+        deadline: Deadline,
+    ) -> Result<Option<String>, KeyFailure> {
+        let named = |what: &str, value: &Option<String>| {
+            value.clone().ok_or_else(|| {
+                KeyFailure::Invalid(format!(
+                    "provider {name} has a key for each {what}, and the {what} of volume {} is not known",
+                    new.volume_id
+                ))
+            })
+        };
         let whose = match self.scope {
             _ if new.key_id.is_some() => return Ok(new.key_id.clone()),
             KeyScope::Key => return Ok(None),
@@ -68,20 +81,8 @@ impl KmsProvider {
         };
         // A DNS name has dots, an alias has none; no DNS name has an underscore.
         let alias = format!("alias/{}-{cluster_id}-{}", self.key_prefix, whose.replace('.', "_"));
-        self.kms.ensure(&alias, deadline).await?;
+        self.kms.ensure(&alias, deadline).await.map_err(|failure| kms_failure(name, failure))?;
         Ok(Some(alias))
-    }
-}
-
-/// Why there is no KEK for a new volume.
-enum KekFailure {
-    NotKnown(&'static str),
-    Kms(KmsFailure),
-}
-
-impl From<KmsFailure> for KekFailure {
-    fn from(failure: KmsFailure) -> Self {
-        Self::Kms(failure)
     }
 }
 
@@ -155,12 +156,7 @@ impl Providers {
             }
             Provider::Kms(provider) => {
                 let dek = Dek::random();
-                let kek = provider.kek(new, binding.cluster_id, deadline).await.map_err(|failure| match failure {
-                    KekFailure::NotKnown(what) => KeyFailure::Invalid(format!(
-                        "provider {name} has a key for each {what}, and the {what} of this volume is not known"
-                    )),
-                    KekFailure::Kms(failure) => kms_failure(name, failure),
-                })?;
+                let kek = provider.kek(name, new, binding.cluster_id, deadline).await?;
                 let wrapped = envelope::wrap(&dek, binding, provider.kms.as_ref(), kek.as_deref(), deadline).await;
                 Ok((wrapped.map_err(|failure| kms_failure(name, failure))?, dek))
             }
@@ -231,6 +227,7 @@ impl Providers {
             )));
         };
         let dek = self.open(record, Kept::Stored, deadline).await?;
+        // A record that was changed must not get a new MAC over its changes.
         record.verify(&dek).map_err(|source| KeyFailure::Record { volume_id: record.volume_id.clone(), source })?;
         let new = NewKey {
             volume_id: record.volume_id.clone(),
@@ -244,13 +241,7 @@ impl Providers {
             key_id: key_id.map(str::to_owned),
             context: record.context.clone(),
         };
-        let kek = provider.kek(&new, record.cluster_id, deadline).await.map_err(|failure| match failure {
-            KekFailure::NotKnown(what) => KeyFailure::Invalid(format!(
-                "provider {to} has a key for each {what}, and the record of {} names none",
-                record.volume_id
-            )),
-            KekFailure::Kms(failure) => kms_failure(to, failure),
-        })?;
+        let kek = provider.kek(to, &new, record.cluster_id, deadline).await?;
         let wrapped = envelope::wrap(&dek, &record.binding(), provider.kms.as_ref(), kek.as_deref(), deadline).await;
         let key = wrapped.map_err(|failure| kms_failure(to, failure))?;
         let moved = Record { provider: to.to_owned(), key: Some(key.clone()), ..record.clone() };

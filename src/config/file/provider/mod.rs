@@ -61,14 +61,7 @@ impl ProviderConfig {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::ClusterKey { .. } => "cluster-key",
-            Self::Kms(config) => match config.settings {
-                Settings::Local(_) => "local",
-                Settings::AwsKms(_) => "aws-kms",
-                Settings::AzureKeyVault(_) => "azure-key-vault",
-                Settings::GcpKms(_) => "gcp-kms",
-                Settings::Transit(_) => "transit",
-                Settings::Kes(_) => "kes",
-            },
+            Self::Kms(config) => config.settings.type_name(),
         }
     }
 }
