@@ -70,6 +70,7 @@ async fn providers() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (folder, server_folder) = (folder.path(), folder.path().join("openbao"));
     fs::create_dir(&server_folder)?;
+    fs::create_dir(records(folder))?;
     let bed = OpenBao::start(&server_folder).await?;
     println!("{}, {}\n", figures::machine(&[(COFFER, "--version")]), bed.server());
 
@@ -139,6 +140,8 @@ impl Service {
             .args(["keyservice", "--config"])
             .arg(file(".yaml"))
             .stdin(Stdio::null())
+            // The audit log goes there as well.
+            .stdout(Stdio::null())
             .stderr(File::create(file(".log"))?)
             .spawn()
             .context("start the key service")?;

@@ -13,7 +13,7 @@ use futures::{StreamExt, stream};
 
 use crate::{
     admin::{
-        Place,
+        Place, Trail,
         answer::plain,
         keys::current::{Currents, Standing, Wraps},
         progress::Progress,
@@ -57,8 +57,8 @@ pub enum RewrapFailure {
     /// The volume has no key, or another provider's.
     #[error("volume {0} has no key of the provider that is asked for; `coffer records show {0}` shows its record")]
     NotSelected(VolumeId),
-    /// Some records are as they were.
-    #[error("{failed} of {of} records are not rewrapped, and are as they were; run it again when the cause is gone")]
+    /// Some records are as they were; or one is rewrapped, and the audit log does not say so.
+    #[error("{failed} of {of} records failed, as is told for each; run it again when the cause is gone")]
     Incomplete {
         /// How many failed.
         failed: usize,
@@ -141,18 +141,19 @@ impl<'a> Sweep<'a> {
         faults.or(Self { place, asked })
     }
 
-    /// Rewraps, and prints what came of it.
+    /// Rewraps, writes down what becomes of each record, and prints what came of it all. Once a line cannot be written,
+    /// no further record is touched.
     ///
     /// # Errors
     /// The records cannot be read; or some are not rewrapped, and the others are.
-    pub async fn run(&self, progress: &mut Progress, out: &mut impl Write) -> Result<(), RewrapFailure> {
+    pub async fn run(&self, trail: &Trail, progress: &mut Progress, out: &mut impl Write) -> Result<(), RewrapFailure> {
         let records = self.selected(progress).await?;
         let wanted: BTreeSet<&str> = records.iter().map(|record| self.to(record)).collect();
         let currents = Currents::ask(self.place, |name| wanted.contains(name)).await;
         let verb = if self.asked.effect == Effect::DryRun { "would be rewrapped" } else { "rewrapped" };
         let (of, mut tally) = (records.len(), Tally::default());
         progress.begin(Some(of));
-        let work = stream::iter(&records).map(|record| self.one(record, &currents));
+        let work = stream::iter(&records).map(|record| self.one(record, &currents, trail));
         let mut work = work.buffer_unordered(AT_ONCE);
         while let Some((volume_id, outcome)) = work.next().await {
             tally.note(volume_id, outcome);
@@ -172,7 +173,7 @@ impl<'a> Sweep<'a> {
     async fn selected(&self, progress: &mut Progress) -> Result<Vec<Record>, RewrapFailure> {
         let store = self.place.store.as_ref();
         let Some(volume) = &self.asked.volume else {
-            let mut records = all(store, progress).await?;
+            let mut records = all(store, progress).await?.records;
             records.retain(|record| self.selects(record));
             return Ok(records);
         };
@@ -189,14 +190,24 @@ impl<'a> Sweep<'a> {
         self.asked.to.as_deref().unwrap_or(&record.provider)
     }
 
-    async fn one<'r>(&self, listed: &'r Record, currents: &Currents) -> (&'r VolumeId, Result<Outcome, KeyFailure>) {
+    async fn one<'r>(
+        &self,
+        listed: &'r Record,
+        currents: &Currents,
+        trail: &Trail,
+    ) -> (&'r VolumeId, Result<Outcome, KeyFailure>) {
+        let volume_id = &listed.volume_id;
         let outcome = match (self.decide(listed, currents), self.asked.effect) {
-            (Err(failure), _) => Err(failure),
             (Ok(Decision::Skip), _) => Ok(Outcome::Skipped),
             (Ok(decision), Effect::DryRun) => Ok(Outcome::Would(self.foretell(listed, &decision, currents))),
-            (Ok(_), Effect::Real) => self.swap(&listed.volume_id, currents).await,
+            (Err(failure), Effect::DryRun) => Err(failure),
+            (Err(failure), Effect::Real) => noted(trail, volume_id, failure),
+            (Ok(_), Effect::Real) => match self.swap(volume_id, currents, trail).await {
+                Err(failure) => noted(trail, volume_id, failure),
+                outcome => outcome,
+            },
         };
-        (&listed.volume_id, outcome)
+        (volume_id, outcome)
     }
 
     fn decide(&self, record: &Record, currents: &Currents) -> Result<Decision, KeyFailure> {
@@ -242,7 +253,8 @@ impl<'a> Sweep<'a> {
     }
 
     /// Rewraps one record, and swaps it while it is the one that was read.
-    async fn swap(&self, volume_id: &VolumeId, currents: &Currents) -> Result<Outcome, KeyFailure> {
+    async fn swap(&self, volume_id: &VolumeId, currents: &Currents, trail: &Trail) -> Result<Outcome, KeyFailure> {
+        trail.expect_whole()?;
         let (store, deadline) = (&self.place.store, Deadline::within(RECORD_TIME));
         let failed = |failure: StoreFailure| KeyFailure::Store { refusal: failure.refusal(), source: failure.into() };
         for _ in 0..SWAPS {
@@ -266,8 +278,7 @@ impl<'a> Sweep<'a> {
             drop(dek);
             match store.replace(&rewrapped, stored.version, deadline).await {
                 Ok(()) => {
-                    let kek_id = KeyInfo::from(&rewrapped).kek_id;
-                    tracing::debug!(%volume_id, provider = rewrapped.provider, kek_id, "rewrapped");
+                    trail.note(volume_id, Ok(&KeyInfo::from(&rewrapped)))?;
                     return Ok(Outcome::Rewrapped);
                 }
                 Err(StoreFailure::Stale(_)) => {}
@@ -276,6 +287,14 @@ impl<'a> Sweep<'a> {
         }
         Err(KeyFailure::Contended(volume_id.clone()))
     }
+}
+
+/// The failure, written down; unless it is that nothing can be.
+fn noted(trail: &Trail, volume_id: &VolumeId, failure: KeyFailure) -> Result<Outcome, KeyFailure> {
+    if !matches!(failure, KeyFailure::Audit(_)) {
+        trail.note(volume_id, Err(&failure))?;
+    }
+    Err(failure)
 }
 
 fn is_same_kek(one: &Record, other: &Record) -> bool {

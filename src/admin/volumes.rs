@@ -1,17 +1,22 @@
 //! `coffer volumes …`
 
-use std::{fs, io, io::Write, time::Duration};
+use std::{
+    fs,
+    io::{self, Write},
+    time::Duration,
+};
 
 use serde::Serialize;
 
 use crate::{
-    admin::StateDir,
+    admin::{StateDir, answer},
     exec::Deadline,
     key::{
         record::State,
-        store::{DekStore, StoreFailure, filesystem::Filesystem},
+        store::{DekStore, Listed, StoreFailure, filesystem::Filesystem},
     },
     node::header::Layout,
+    server::rpc,
     volume::VolumeId,
 };
 
@@ -46,20 +51,22 @@ struct Row {
 pub async fn list(state_dir: &StateDir, json: bool, out: &mut impl Write) -> Result<(), ListFailure> {
     let rows = rows(state_dir).await?;
     if json {
-        serde_json::to_writer_pretty(&mut *out, &rows).map_err(io::Error::from)?;
-        return Ok(writeln!(out)?);
+        return Ok(answer::json(&rows, out)?);
     }
-    let line = |cells: [&str; 6]| {
-        let [id, state, content, size, node, name] = cells;
-        format!("{id:<36}  {state:<10}  {content:<7}  {size:>14}  {node:<16}  {name}")
-    };
-    writeln!(out, "{}", line(["VOLUME", "STATE", "CONTENT", "BYTES", "NODE", "NAME"]))?;
-    for row in &rows {
-        let (state, size) = (row.state.to_string(), row.bytes.map_or("-".to_owned(), |bytes| bytes.to_string()));
-        let node = row.node.as_deref().unwrap_or("-");
-        writeln!(out, "{}", line([row.volume_id.as_str(), &state, &row.content, &size, node, &row.name]))?;
-    }
-    Ok(())
+    let head = ["VOLUME", "STATE", "CONTENT", "BYTES", "NODE", "NAME"];
+    Ok(answer::table(head, &rows.iter().map(cells).collect::<Vec<_>>(), out)?)
+}
+
+fn cells(row: &Row) -> [String; 6] {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    [
+        row.volume_id.to_string(),
+        row.state.to_string(),
+        row.content.clone(),
+        or_none(row.bytes.map(|bytes| bytes.to_string())),
+        or_none(row.node.clone()),
+        row.name.clone(),
+    ]
 }
 
 async fn rows(state_dir: &StateDir) -> Result<Vec<Row>, ListFailure> {
@@ -67,7 +74,10 @@ async fn rows(state_dir: &StateDir) -> Result<Vec<Row>, ListFailure> {
         return Ok(Vec::new());
     }
     let store = Filesystem::open(&state_dir.records())?;
-    let records = store.list(None, usize::MAX, Deadline::within(Duration::from_secs(60))).await?;
+    let Listed { records, refused } = store.list(None, usize::MAX, Deadline::within(Duration::from_secs(60))).await?;
+    for refused in &refused {
+        tracing::error!(error = rpc::message(refused), "left out");
+    }
     let live = records.into_iter().filter(|record| record.state != State::Destroyed);
     Ok(live
         .map(|record| {

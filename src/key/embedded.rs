@@ -129,7 +129,7 @@ impl Embedded {
         };
         let asked = Asked { provider: new.provider.as_deref(), key_id: new.key_id.as_deref(), context: &new.context };
         let decision = policy::decide(&self.policies, &claim, &asked);
-        let Decision { provider, key_id, context, .. } =
+        let Decision { provider, key_id, context } =
             decision.map_err(|fault| KeyFailure::Invalid(fault.to_string()))?;
         Ok(NewKey { provider, key_id, context, ..new.clone() })
     }
@@ -298,9 +298,13 @@ impl KeyService for Embedded {
         let mut page = Page { infos: Vec::new(), next: after.cloned() };
         // Tombstones take no place in a page, so a page may need more than one reading.
         while page.infos.len() < limit {
-            let records = self.store.list(page.next.as_ref(), limit, deadline).await.map_err(store_failure)?;
-            let last = records.len() < limit;
-            for record in records {
+            let listed = self.store.list(page.next.as_ref(), limit, deadline).await.map_err(store_failure)?;
+            let last = listed.records.len() < limit;
+            for refused in &listed.refused {
+                // One bad record does not hide all others; whoever asks for its volume is refused.
+                tracing::error!(place = refused.place, error = %refused.source, "not listed; restore it from a backup");
+            }
+            for record in listed.records {
                 if page.infos.len() == limit {
                     return Ok(page);
                 }

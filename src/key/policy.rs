@@ -87,8 +87,6 @@ pub struct Decision {
     pub key_id: Option<String>,
     /// The context that both add.
     pub context: BTreeMap<String, String>,
-    /// The rule that applied.
-    pub rule: Option<String>,
 }
 
 /// Why a class does not get what it asks for.
@@ -174,7 +172,6 @@ pub fn decide(rules: &[Rule], claim: &Claim<'_>, asked: &Asked<'_>) -> Result<De
             provider: asked.provider.map(str::to_owned),
             key_id: asked.key_id.map(str::to_owned),
             context: asked.context.clone(),
-            rule: None,
         });
     };
     expect_unreserved(&rule.context)?;
@@ -199,7 +196,7 @@ pub fn decide(rules: &[Rule], claim: &Claim<'_>, asked: &Asked<'_>) -> Result<De
             }
         }
     }
-    Ok(Decision { provider, key_id, context, rule: Some(label) })
+    Ok(Decision { provider, key_id, context })
 }
 
 fn expect_unreserved(context: &BTreeMap<String, String>) -> Result<(), PolicyFault> {
@@ -340,7 +337,6 @@ mod tests {
                     let told = (decision.provider.unwrap_or_default(), decision.key_id.unwrap_or_default());
                     assert_eq!((told.0.as_str(), told.1.as_str()), (provider, key_id), "{asked:?}");
                     assert_eq!(decision.context, context(pairs), "{asked:?}");
-                    assert_eq!(decision.rule.as_deref(), Some("policies[0]"));
                 }
                 (Err(fault), Err(part)) => assert!(fault.to_string().contains(part), "{fault} lacks {part}"),
                 (decision, expected) => panic!("{asked:?}: {decision:?}, and not {expected:?}"),
@@ -367,7 +363,7 @@ mod tests {
         let (rules, asked) = ([rule("gold", "a", "", "")], context("t=1"));
         let asked = Asked { provider: Some("b"), key_id: None, context: &asked };
         let decision = decide(&rules, &Claim::default(), &asked).expect("nothing forbids it");
-        assert_eq!((decision.provider.as_deref(), decision.rule), (Some("b"), None));
+        assert_eq!(decision.provider.as_deref(), Some("b"));
         assert_eq!(decision.context, context("t=1"));
     }
 

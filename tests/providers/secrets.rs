@@ -31,12 +31,6 @@ pub(crate) fn trials() -> Vec<Trial> {
     kms_trials(&KmsServer::WHOLE, "lets_nothing_secret_out", nothing_leaves)
 }
 
-/// Files of a configuration that hold what nobody may see.
-const SECRET_FILES: [&str; 6] =
-    ["secretAccessKeyFile", "sessionTokenFile", "clientSecretFile", "tokenFile", "secretIdFile", "passwordFile"];
-/// What is shorter would be found by chance.
-const MARK_BYTES: usize = 32;
-
 /// What was told by errors and can be printed.
 #[derive(Default)]
 struct Told(Vec<String>);
@@ -62,12 +56,12 @@ async fn nothing_leaves(house: House) -> Result<()> {
     marks.add("DEK", dek.expose_secret());
     for variant in [Variant::Good, Variant::Rsa] {
         let Some(config) = house.bed.config(variant).await? else { continue };
-        mark_files(&config, &mut marks);
+        marks.add_files(&config);
         flow(&house, &config, (&key, &dek), &mut said).await.with_context(|| format!("{variant:?}"))?;
     }
     for variant in [Variant::MissingKek, Variant::WrongType, Variant::NoPermission, Variant::BadCredentials] {
         let Some(config) = house.bed.config(variant).await? else { continue };
-        mark_files(&config, &mut marks);
+        marks.add_files(&config);
         let (provider, volume) = (house.open(&config).await?, Volume::of("vol-1"));
         said.0.push(provider.settings.clone());
         let answer = provider.kms.wrap(&key, None, &volume.binding(), soon()).await;
@@ -145,27 +139,4 @@ async fn flow(house: &House, config: &Value, (key, dek): (&InnerKey, &Dek), said
     }
     kms.unwrap(&wrapped, &volume.binding(), soon()).await.context("fair weather again")?;
     Ok(())
-}
-
-/// What the files that a configuration names hold is secret, too.
-fn mark_files(config: &Value, marks: &mut Marks) {
-    match config {
-        Value::Object(map) => {
-            for (key, value) in map {
-                match value.as_str() {
-                    Some(path) if SECRET_FILES.contains(&key.as_str()) => {
-                        // A wrong configuration may name a file that is not there.
-                        let content = std::fs::read(path).unwrap_or_default();
-                        let secret = content.trim_ascii();
-                        if secret.len() >= MARK_BYTES {
-                            marks.add(key, secret);
-                        }
-                    }
-                    _ => mark_files(value, marks),
-                }
-            }
-        }
-        Value::Array(all) => all.iter().for_each(|value| mark_files(value, marks)),
-        _ => {}
-    }
 }

@@ -82,6 +82,7 @@ pub(crate) async fn open(folder: &Path, config: Value) -> Result<Place> {
         Settings::S3(s3) => s3.place.clone(),
         Settings::Gcs(gcs) => gcs.place.clone(),
         Settings::AzureBlob(blob) => blob.place.clone(),
+        Settings::Kubernetes => anyhow::bail!("custom resources are in no bucket"),
         Settings::Filesystem(folder) => anyhow::bail!("{} is no bucket", folder.display()),
     };
     Ok(Place { config, bucket: store::open_bucket(settings).await?, place })

@@ -127,21 +127,39 @@ async fn strangers(shelf: Shelf) -> Result<()> {
         shelf.bed.overwrite(&place.config, &name, b"{}".to_vec()).await.with_context(|| name.clone())?;
     }
     expect_fault(store.as_ref(), "strangers beside it", &two).await?;
+    // Whatever the size of a page, each is told once; and what has not the name of a record, never.
+    for limit in [1, 2, 100] {
+        let (mut after, mut refused) = (None, Vec::new());
+        loop {
+            let page = store.list(after.as_ref(), limit, soon()).await?;
+            refused.extend(page.refused.into_iter().map(|refused| refused.place));
+            after = page.records.last().map(|record| record.volume_id.clone());
+            if page.records.len() < limit {
+                break;
+            }
+        }
+        refused.sort_unstable();
+        let ends = ["/=foreign.json in ", "/deeper/vol-3.json in ", "/foreign.json in ", "/vol-1.json in "];
+        let are_all = refused.len() == ends.len() && refused.iter().zip(ends).all(|(place, end)| place.contains(end));
+        ensure!(are_all, "in pages of {limit}, refused are {refused:?}");
+    }
     shelf.overwrite(&place, "vol-1", &whole).await?;
     let read = store.get(&id("vol-1"), soon()).await?.context("it is there again")?.record;
     ensure!(read == one, "another record came back");
-    shelf.notes.shown("torn, empty and foreign objects are no records");
+    shelf.notes.shown("torn, empty and foreign objects are no records, and are told");
     Ok(())
 }
 
-/// What lies in the place of vol-1 is no record, and a list leaves it out.
+/// What lies in the place of vol-1 is no record, and a list says so beside the others.
 async fn expect_fault(store: &dyn DekStore, what: &str, listed: &Record) -> Result<StoreFailure> {
     let failure = failure_of_get(store, "vol-1", soon()).await.with_context(|| format!("{what}: it is a record"))?;
     ensure!(matches!(&failure, StoreFailure::Fault { .. }), "{what}: {}", told(&failure));
     let text = told(&failure);
     ensure!(text.contains("vol-1") && text.contains("restore it"), "{what}: {text}");
     let page = store.list(None, 100, soon()).await?;
-    ensure!(page == [listed.clone()], "{what}: listed are {page:?}");
+    ensure!(page.records == [listed.clone()], "{what}: listed are {page:?}");
+    let is_told = page.refused.iter().any(|refused| refused.place.contains("vol-1.json in "));
+    ensure!(is_told, "{what}: what is no record is not told: {page:?}");
     Ok(failure)
 }
 
@@ -163,7 +181,7 @@ async fn two_installations(shelf: Shelf) -> Result<()> {
     }
     for store in &stores {
         let mut listed = BTreeSet::new();
-        for record in store.list(None, 100, soon()).await? {
+        for record in store.list(None, 100, soon()).await?.records {
             listed.insert((record.cluster_id, record.volume_id));
         }
         let own = records.iter().filter(|(other, _)| std::ptr::eq(*other, store));
@@ -247,7 +265,7 @@ async fn weathered(shelf: Shelf) -> Result<()> {
         forecast.set(weather.clone());
         store.replace(&next, stored.version, soon()).await.with_context(|| format!("{what}: replace"))?;
         forecast.set(weather);
-        let page = store.list(None, 100, soon()).await.with_context(|| format!("{what}: list"))?;
+        let page = store.list(None, 100, soon()).await.with_context(|| format!("{what}: list"))?.records;
         ensure!(page.len() == number + 1 && page.contains(&next), "{what}: listed are {page:?}");
     }
 

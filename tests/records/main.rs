@@ -11,7 +11,7 @@ use std::{
     fs, io,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -19,7 +19,7 @@ use std::{
 
 use async_trait::async_trait;
 use coffer::{
-    admin::{Place, progress::Progress},
+    admin::{Place, Trail, progress::Progress},
     exec::Deadline,
     key::{
         binding::Binding,
@@ -45,6 +45,41 @@ fn soon() -> Deadline {
 
 fn quiet() -> Progress {
     Progress::lines(io::sink())
+}
+
+/// Keeps what a verb writes down.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<String>>>);
+
+impl Written {
+    /// A trail that has room for so many lines.
+    fn trail(&self, room: usize) -> Trail {
+        let written = self.0.clone();
+        Trail::to(move |volume_id, outcome| {
+            let line = match outcome {
+                Ok(info) => format!("{volume_id} is under {} of {}", info.kek_id, info.provider),
+                Err(failure) => format!("{volume_id}: {failure}"),
+            };
+            let mut lines = written.lock().expect("nothing panics while it is held");
+            if lines.len() == room {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            lines.push(line);
+            Ok(())
+        })
+    }
+
+    /// The lines, in the order of volume ids.
+    fn lines(&self) -> Vec<String> {
+        let mut lines = self.0.lock().expect("nothing panics while it is held").clone();
+        lines.sort_unstable();
+        lines
+    }
+}
+
+/// A trail for those who do not look at it.
+fn untold() -> Trail {
+    Written::default().trail(usize::MAX)
 }
 
 fn id(text: &str) -> VolumeId {
@@ -116,7 +151,7 @@ async fn seeded() -> Place {
 }
 
 async fn records(store: &dyn DekStore) -> Vec<Record> {
-    store.list(None, 100, soon()).await.expect("it answers")
+    store.list(None, 100, soon()).await.expect("it answers").records
 }
 
 async fn one(store: &dyn DekStore, volume: &str) -> Record {

@@ -10,6 +10,7 @@ use std::{
 use coffer::{
     admin::{Place, StateDir},
     key::{embedded::Embedded, service::KeyService},
+    keyservice::audit::verify,
 };
 use serde_json::Value;
 
@@ -94,6 +95,80 @@ async fn records_are_listed_carried_to_another_folder_and_verified() {
     let whole = fs::read(&file).expect("a file");
     fs::write(&file, &whole[..whole.len() / 2]).expect("torn");
     ends(&coffer(&import), 1, &["is refused, and nothing was imported", "breaks off"]);
+    let unverified = coffer(&[&import[..], &["--no-verify"]].concat());
+    ends(&unverified, 1, &["is refused, and nothing was imported"]);
+}
+
+#[tokio::test]
+async fn what_is_no_record_fails_the_verb_and_hides_no_record() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let state_dir = folder.path().join("state");
+    let state = state(&state_dir).await;
+    fs::write(state.records().join("vol-3.json"), "{\"formatVersion\":").expect("torn");
+    let at = ["--state-dir", text(&state_dir)];
+    let verified = coffer(&[&["records", "verify"][..], &at].concat());
+    ends(&verified, 1, &["2 of 2 records open", "vol-3.json", "no record", "1 objects among them are no records"]);
+    let file = folder.path().join("records.jsonl");
+    let exported = coffer(&[&["records", "export", text(&file)][..], &at].concat());
+    ends(&exported, 1, &["2 records of cluster", "vol-3.json is refused", "1 objects that lie where records should"]);
+    assert_eq!(fs::read_to_string(&file).expect("a file").lines().count(), 4, "a header, two records, a checksum");
+    // Those who only look are not stopped by it.
+    ends(&coffer(&[&["records", "list"][..], &at].concat()), 0, &["vol-1", "vol-2", "vol-3.json is refused"]);
+}
+
+#[tokio::test]
+async fn what_verbs_do_to_keys_is_in_the_audit_log() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let state_dir = folder.path().join("state");
+    state(&state_dir).await;
+    private(&folder.path().join("a.key"), b"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=\n");
+    let (config, log) = (folder.path().join("coffer.yaml"), folder.path().join("audit.log"));
+    let configuration = "
+providers:
+  cluster: {type: cluster-key, file: state/cluster-key.json}
+  a: {type: local, keyFile: a.key, insecureLocalKey: true}
+defaultProvider: a
+store: {type: filesystem, path: RECORDS}
+auditLog: audit.log
+";
+    let store = |records: &str| fs::write(&config, configuration.replace("RECORDS", records)).expect("written");
+    let at = ["--config", text(&config)];
+    let verb = |words: &[&str]| coffer(&[words, &at].concat());
+    let audited = || {
+        let lines = fs::read_to_string(&log).expect("a log");
+        // Each verb has begun a chain of its own.
+        assert_eq!(verify(lines.as_bytes()).expect("whole"), lines.lines().count() as u64);
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).collect::<Vec<_>>()
+    };
+    store("state/records");
+    ends(&verb(&["rewrap", "--to", "a", "--dry-run"]), 0, &["2 of 2 would be"]);
+    assert!(!log.exists(), "a dry run was written down");
+    ends(&verb(&["rewrap", "--to", "a"]), 0, &["2 of 2 rewrapped"]);
+    let lines = audited();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for line in &lines {
+        assert_eq!(
+            (&line["operation"], &line["result"], &line["provider"]),
+            (&"rewrap".into(), &"ok".into(), &"a".into())
+        );
+        assert!(line["who"].as_str().is_some_and(|who| who.starts_with("uid:")), "{line}");
+    }
+
+    let file = folder.path().join("records.jsonl");
+    ends(&verb(&["records", "export", text(&file)]), 0, &["2 records"]);
+    fs::create_dir(folder.path().join("other")).expect("a folder");
+    store("other");
+    let imported = verb(&["records", "import", text(&file)]);
+    ends(&imported, 0, &["2 of 2 imported"]);
+    assert!(!told(&imported).contains("chain"), "the log is among the answer: {}", told(&imported));
+    let lines = audited();
+    assert_eq!(lines.iter().filter(|line| line["operation"] == "import" && line["result"] == "ok").count(), 2);
+    ends(&verb(&["records", "import", text(&file)]), 0, &["2 there already"]);
+    assert_eq!(audited().len(), 4, "what was there already was written down");
+    // A log that cannot be written keeps a verb from doing anything.
+    fs::remove_file(&log).expect("removed");
+    fs::create_dir(&log).expect("a folder in its place");
+    ends(&verb(&["rewrap", "--from", "a", "--to", "a"]), 1, &["open audit log", "audit.log"]);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::sync::{
 use async_trait::async_trait;
 use coffer::{
     admin::{
-        Place,
+        Place, Trail,
         records::Effect,
         rewrap::{Asked, RewrapFailure, Sweep},
     },
@@ -18,14 +18,14 @@ use coffer::{
         providers::{KmsProvider, Provider},
         record::{Record, State},
         service::KeyService,
-        store::{DekStore, StoreFailure, Stored, Version},
+        store::{DekStore, Listed, StoreFailure, Stored, Version},
     },
     volume::VolumeId,
 };
 
 use crate::{
-    CLUSTER, LIVE, Rotating, cluster, deks, id, local, new, of, one, place, providers, quiet, records, seeded, soon,
-    tamper, wraps,
+    CLUSTER, LIVE, Rotating, Written, cluster, deks, id, local, new, of, one, place, providers, quiet, records, seeded,
+    soon, tamper, untold, wraps,
 };
 
 fn asked(from: Option<&str>, to: Option<&str>) -> Asked {
@@ -33,9 +33,13 @@ fn asked(from: Option<&str>, to: Option<&str>) -> Asked {
 }
 
 async fn run(place: &Place, asked: Asked) -> (String, Result<(), RewrapFailure>) {
+    run_with(place, asked, &untold()).await
+}
+
+async fn run_with(place: &Place, asked: Asked, trail: &Trail) -> (String, Result<(), RewrapFailure>) {
     let mut out = Vec::new();
     let sweep = Sweep::plan(place, asked).expect("it can be done");
-    let ended = sweep.run(&mut quiet(), &mut out).await;
+    let ended = sweep.run(trail, &mut quiet(), &mut out).await;
     (String::from_utf8(out).expect("text"), ended)
 }
 
@@ -150,6 +154,32 @@ async fn records_whose_provider_is_gone_fail_and_the_others_go_on() {
     assert_eq!(one(place.store.as_ref(), "vol-derived").await.provider, "b");
 }
 
+#[tokio::test]
+async fn what_becomes_of_each_record_is_written_down_and_nothing_is_done_that_cannot_be() {
+    let (place, written) = (seeded().await, Written::default());
+    tamper(place.store.as_ref(), "vol-ready", |record| record.format_attempt = 7).await;
+    let dry = Asked { effect: Effect::DryRun, ..asked(None, Some("b")) };
+    run_with(&place, dry, &written.trail(usize::MAX)).await.1.expect("nothing is done");
+    assert!(written.lines().is_empty(), "a dry run was written down: {:?}", written.lines());
+    let (_, ended) = run_with(&place, asked(None, Some("b")), &written.trail(usize::MAX)).await;
+    assert!(matches!(ended, Err(RewrapFailure::Incomplete { failed: 1, of: 4 })), "{ended:?}");
+    let lines = written.lines();
+    let begin = ["vol-a is under local:", "vol-derived is under local:", "vol-ready: the record of volume vol-ready"];
+    assert_eq!(lines.len(), begin.len(), "{lines:?}");
+    assert!(lines.iter().zip(begin).all(|(line, begin)| line.starts_with(begin)), "{lines:?}");
+    assert!(lines[..2].iter().all(|line| line.ends_with(" of b")), "{lines:?}");
+
+    // A log that is full: what was at work when that showed is told as failed, and nobody begins anew.
+    let (place, full) = (seeded().await, Written::default().trail(0));
+    let (told, ended) = run_with(&place, Asked { volume: Some(id("vol-a")), ..asked(None, Some("b")) }, &full).await;
+    assert!(matches!(ended, Err(RewrapFailure::Incomplete { failed: 1, of: 1 })), "{ended:?}");
+    assert!(told.contains("vol-a: write the audit log"), "{told}");
+    let before = records(place.store.as_ref()).await;
+    let (told, ended) = run_with(&place, asked(Some("b"), Some("a")), &full).await;
+    assert!(ended.is_err() && told.contains("vol-b: write the audit log: an earlier line"), "{told}");
+    assert_eq!(records(place.store.as_ref()).await, before, "a record was changed that nobody would hear of");
+}
+
 /// A store with a key service that is always a little faster.
 struct Contended {
     inner: Arc<dyn DekStore>,
@@ -175,12 +205,7 @@ impl DekStore for Contended {
         self.inner.replace(record, version, deadline).await
     }
 
-    async fn list(
-        &self,
-        after: Option<&VolumeId>,
-        limit: usize,
-        deadline: Deadline,
-    ) -> Result<Vec<Record>, StoreFailure> {
+    async fn list(&self, after: Option<&VolumeId>, limit: usize, deadline: Deadline) -> Result<Listed, StoreFailure> {
         self.inner.list(after, limit, deadline).await
     }
 }

@@ -77,7 +77,7 @@ async fn each_record_is_opened_and_each_failure_is_its_own() {
     .await;
     let without_b = place(of([("a", wraps(local(7))), ("cluster", cluster())]), seeded.store);
     let (rows, ended) = verified(&without_b).await;
-    assert!(matches!(ended, Err(VerifyFailure::Bad { bad: 3, of: 4 })), "{ended:?}");
+    assert!(matches!(ended, Err(VerifyFailure::Bad { bad: 3, of: 4, refused: 0 })), "{ended:?}");
     let found = LIVE.map(|volume| finding(&rows, volume));
     assert_eq!(found, ["does-not-open", "provider-missing", "ok", "does-not-open"]);
 }

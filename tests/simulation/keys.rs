@@ -12,7 +12,7 @@ use coffer::{
         providers::{Provider, Providers},
         record::{Record, RecordFault},
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, Refusal, VolumeKey},
-        store::{DekStore, StoreFailure, Stored, Version},
+        store::{DekStore, Listed, StoreFailure, Stored, Version},
     },
     keyservice::{
         audit::Audit,
@@ -111,10 +111,11 @@ impl DekStore for Store {
         self.effect(&format!("store: replace by {}", record.state), act).await
     }
 
-    async fn list(&self, after: Option<&VolumeId>, limit: usize, _: Deadline) -> Result<Vec<Record>, StoreFailure> {
+    async fn list(&self, after: Option<&VolumeId>, limit: usize, _: Deadline) -> Result<Listed, StoreFailure> {
         let act = |world: &mut World| {
             let later = world.records.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
-            later.take(limit).map(|(_, bytes)| read(bytes)).collect()
+            let read: Result<Vec<_>, _> = later.take(limit).map(|(_, bytes)| read(bytes)).collect();
+            read.map(Listed::from)
         };
         self.effect("store: list", act).await
     }

@@ -11,10 +11,15 @@ use std::{
 use crate::{
     admin::{
         Place,
+        answer::plain,
         progress::Progress,
         records::{all, file},
     },
-    key::{record::Record, store::StoreFailure},
+    key::{
+        record::Record,
+        store::{Listed, StoreFailure},
+    },
+    server::rpc,
 };
 
 /// Why there is no export.
@@ -37,16 +42,24 @@ pub enum ExportFailure {
         #[source]
         source: io::Error,
     },
+    /// Some objects that lie among the records are none. The export is there, without them.
+    #[error("{count} objects that lie where records should are none, and are not in the export")]
+    Refused {
+        /// How many.
+        count: usize,
+    },
     /// Standard output failed.
     #[error("write to standard output")]
     Output(#[from] io::Error),
 }
 
 /// Writes every record of the cluster, tombstones among them, to a new file (mode 0600), or to `out` where `to` is `-`.
-/// Records that change meanwhile are there as they were before or after.
+/// Records that change meanwhile are there as they were before or after. What lies among them and is none is told: on
+/// `out`, unless that is the file, and in the log.
 ///
 /// # Errors
-/// The store fails, the file exists, or it cannot be written: then there is none.
+/// The store fails, the file exists, or it cannot be written: then there is none. Or something among the records is none:
+/// then the export is there with all others.
 pub async fn export(
     place: &Place,
     to: &Path,
@@ -57,8 +70,9 @@ pub async fn export(
     if !to_output && fs::symlink_metadata(to).is_ok() {
         return Err(ExportFailure::Exists(to.to_owned()));
     }
-    let read = all(place.store.as_ref(), progress).await?.into_iter();
-    let (records, foreign): (Vec<Record>, Vec<Record>) = read.partition(|record| record.cluster_id == place.cluster_id);
+    let Listed { records, refused } = all(place.store.as_ref(), progress).await?;
+    let (records, foreign): (Vec<Record>, Vec<Record>) =
+        records.into_iter().partition(|record| record.cluster_id == place.cluster_id);
     for record in foreign {
         let (volume_id, cluster_id) = (record.volume_id, record.cluster_id);
         tracing::warn!(%volume_id, %cluster_id, "left out: the record belongs to another cluster");
@@ -66,16 +80,21 @@ pub async fn export(
     let bytes = file::to_bytes(place.cluster_id, &records);
     if to_output {
         out.write_all(&bytes)?;
-        return Ok(out.flush()?);
+        out.flush()?;
+    } else {
+        write_new(to, &bytes)?;
+        for refused in &refused {
+            writeln!(out, "{}", plain(&rpc::message(refused)))?;
+        }
+        writeln!(
+            out,
+            "{} records of cluster {} exported to {}. They are still wrapped: keep the KEKs as well",
+            records.len(),
+            place.cluster_id,
+            to.display()
+        )?;
     }
-    write_new(to, &bytes)?;
-    Ok(writeln!(
-        out,
-        "{} records of cluster {} exported to {}. They are still wrapped: keep the KEKs as well",
-        records.len(),
-        place.cluster_id,
-        to.display()
-    )?)
+    if refused.is_empty() { Ok(()) } else { Err(ExportFailure::Refused { count: refused.len() }) }
 }
 
 /// When it returns, the file survives a power cut. One that is torn by a cut before is known by its missing checksum.

@@ -74,7 +74,7 @@ pub async fn list(
     progress: &mut Progress,
     out: &mut impl Write,
 ) -> Result<(), ListFailure> {
-    let records = all(store, progress).await?;
+    let records = all(store, progress).await?.records;
     let listed = records.iter().filter(|record| which == Which::All || record.key.is_some());
     let rows: Vec<Row> = listed.map(row).collect();
     match print {

@@ -1,5 +1,6 @@
 //! `coffer records …`, one file a verb, and how every record is read.
 
+pub mod expect_none;
 pub mod export;
 pub mod import;
 pub mod list;
@@ -14,10 +15,10 @@ use crate::{
     admin::progress::Progress,
     exec::Deadline,
     key::{
-        record::Record,
         service::{KeyFailure, Refusal},
-        store::{DekStore, StoreFailure},
+        store::{DekStore, Listed, StoreFailure},
     },
+    server::rpc,
 };
 
 /// Whether a verb does what it says.
@@ -45,23 +46,27 @@ pub(crate) const RECORD_TIME: Duration = Duration::from_secs(60);
 const PAGE: usize = 1000;
 const PAGE_TIME: Duration = Duration::from_secs(300);
 
-/// Every record of a store, in the order of the volume ids. What is no record is left out, and told in the log.
-pub(crate) async fn all(store: &dyn DekStore, progress: &mut Progress) -> Result<Vec<Record>, StoreFailure> {
-    let mut records: Vec<Record> = Vec::new();
+/// Every record of a store, in the order of the volume ids. What is no record is beside them, and told in the log.
+pub(crate) async fn all(store: &dyn DekStore, progress: &mut Progress) -> Result<Listed, StoreFailure> {
+    let mut all = Listed::default();
     progress.begin(None);
     loop {
-        let after = records.last().map(|record| record.volume_id.clone());
+        let after = all.records.last().map(|record| record.volume_id.clone());
         let page = store.list(after.as_ref(), PAGE, Deadline::within(PAGE_TIME)).await?;
-        let is_last = page.len() < PAGE;
-        records.extend(page);
-        progress.at(records.len(), || format!("{} records read", records.len()));
+        let is_last = page.records.len() < PAGE;
+        all.records.extend(page.records);
+        all.refused.extend(page.refused);
+        progress.at(all.records.len(), || format!("{} records read", all.records.len()));
         if is_last {
             break;
         }
     }
     progress.done();
-    records.sort_unstable_by(|a, b| a.volume_id.cmp(&b.volume_id));
-    Ok(records)
+    for refused in &all.refused {
+        tracing::error!(error = rpc::message(refused), "left out");
+    }
+    all.records.sort_unstable_by(|a, b| a.volume_id.cmp(&b.volume_id));
+    Ok(all)
 }
 
 /// Whether a failure to open a record says nothing of the record: its KMS is away, or does not let us.

@@ -1,4 +1,5 @@
-//! `coffer records verify`: opens every record, without keeping or showing any of its key, and checks its MAC.
+//! `coffer records verify`: opens every record, without keeping or showing any of its key, and checks its MAC. What lies
+//! among the records and is none is told as well.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +22,7 @@ use crate::{
         envelope::Kept,
         record::{Record, RecordFault, State, StoredKey},
         service::KeyInfo,
-        store::StoreFailure,
+        store::{Listed, Refused, StoreFailure},
     },
     server::rpc,
     volume::VolumeId,
@@ -34,12 +35,16 @@ pub enum VerifyFailure {
     #[error("read the key records")]
     Store(#[from] StoreFailure),
     /// Records that do not open, or that nobody could tell of.
-    #[error("{bad} of {of} records do not open, or could not be checked")]
+    #[error(
+        "{bad} of {of} records do not open or could not be checked, and {refused} objects among them are no records"
+    )]
     Bad {
-        /// How many.
+        /// How many do not open or could not be checked.
         bad: usize,
         /// Of how many.
         of: usize,
+        /// How many objects lie where records should, and are none.
+        refused: usize,
     },
     /// Standard output failed.
     #[error("write to standard output")]
@@ -54,13 +59,14 @@ enum Finding {
     ProviderMissing,
     DoesNotOpen,
     NotChecked,
+    NoRecord,
 }
 
 impl Finding {
     fn is_good(self) -> bool {
         match self {
             Self::Ok | Self::RewrapNeeded => true,
-            Self::ProviderMissing | Self::DoesNotOpen | Self::NotChecked => false,
+            Self::ProviderMissing | Self::DoesNotOpen | Self::NotChecked | Self::NoRecord => false,
         }
     }
 
@@ -71,6 +77,7 @@ impl Finding {
             Self::ProviderMissing => "provider missing",
             Self::DoesNotOpen => "does not open",
             Self::NotChecked => "not checked",
+            Self::NoRecord => "no record",
         }
     }
 }
@@ -78,25 +85,36 @@ impl Finding {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Row {
-    volume_id: VolumeId,
-    state: State,
-    provider: String,
-    kek_id: String,
+    /// None, as what follows from the record, where there is no record.
+    volume_id: Option<VolumeId>,
+    state: Option<State>,
+    provider: Option<String>,
+    kek_id: Option<String>,
+    /// Where what is no record lies.
+    place: Option<String>,
     finding: Finding,
     why: Option<String>,
 }
 
-/// Prints what comes of opening each record that has a key.
+impl From<Refused> for Row {
+    fn from(Refused { place, source }: Refused) -> Self {
+        let why = Some(rpc::message(&source));
+        let (volume_id, state, provider, kek_id) = (None, None, None, None);
+        Self { volume_id, state, provider, kek_id, place: Some(place), finding: Finding::NoRecord, why }
+    }
+}
+
+/// Prints what comes of opening each record that has a key, and what lies among them and is no record.
 ///
 /// # Errors
-/// The store fails, or a record does not open or cannot be checked.
+/// The store fails, a record does not open or cannot be checked, or something there is no record.
 pub async fn verify(
     place: &Place,
     print: Print,
     progress: &mut Progress,
     out: &mut impl Write,
 ) -> Result<(), VerifyFailure> {
-    let mut records = all(place.store.as_ref(), progress).await?;
+    let Listed { mut records, refused } = all(place.store.as_ref(), progress).await?;
     records.retain(|record| record.key.is_some());
     let used: BTreeSet<&str> = records.iter().map(|record| record.provider.as_str()).collect();
     let currents = Currents::ask(place, |name| used.contains(name)).await;
@@ -108,16 +126,20 @@ pub async fn verify(
         progress.at(rows.len(), || format!("{} of {of} verified", rows.len()));
     }
     progress.done();
-    let bad = rows.iter().filter(|row| !row.finding.is_good()).count();
+    let (bad, refused_count) = (rows.iter().filter(|row| !row.finding.is_good()).count(), refused.len());
+    rows.extend(refused.into_iter().map(Row::from));
     match print {
         Print::Json => answer::json(&rows, out)?,
         Print::Table => {
             let head = ["VOLUME", "STATE", "PROVIDER", "FINDING", "WHY"];
             answer::table(head, &rows.iter().map(cells).collect::<Vec<_>>(), out)?;
             writeln!(out, "{} of {of} records open", of - bad)?;
+            if refused_count > 0 {
+                writeln!(out, "{refused_count} objects that lie where records should are none")?;
+            }
         }
     }
-    if bad == 0 { Ok(()) } else { Err(VerifyFailure::Bad { bad, of }) }
+    if bad + refused_count == 0 { Ok(()) } else { Err(VerifyFailure::Bad { bad, of, refused: refused_count }) }
 }
 
 async fn check(place: &Place, currents: &Currents, listed: &Record) -> Row {
@@ -132,7 +154,8 @@ async fn check(place: &Place, currents: &Currents, listed: &Record) -> Row {
         (finding, why) = open(place, currents, &record).await;
     }
     let KeyInfo { volume_id, state, provider, kek_id, .. } = KeyInfo::from(&record);
-    Row { volume_id, state, provider, kek_id, finding, why }
+    let (volume_id, state, provider, kek_id) = (Some(volume_id), Some(state), Some(provider), Some(kek_id));
+    Row { volume_id, state, provider, kek_id, place: None, finding, why }
 }
 
 async fn open(place: &Place, currents: &Currents, record: &Record) -> (Finding, Option<String>) {
@@ -167,10 +190,12 @@ async fn open(place: &Place, currents: &Currents, record: &Record) -> (Finding, 
 }
 
 fn cells(row: &Row) -> [String; 5] {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let place = row.volume_id.as_ref().map(ToString::to_string).or_else(|| row.place.clone());
     [
-        row.volume_id.to_string(),
-        row.state.to_string(),
-        row.provider.clone(),
+        or_none(place),
+        or_none(row.state.map(|state| state.to_string())),
+        or_none(row.provider.clone()),
         row.finding.told().to_owned(),
         row.why.clone().unwrap_or_default(),
     ]

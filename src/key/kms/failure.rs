@@ -164,6 +164,25 @@ impl KmsFailure {
         Self::Garbled { endpoint: endpoint.into(), what: what.into() }
     }
 
+    /// One word for it, as metrics have it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NoSuchKek { .. } => "no-such-kek",
+            Self::Unusable { .. } => "unusable",
+            Self::WrongType { .. } => "wrong-type",
+            Self::OtherRegion { .. } => "other-region",
+            Self::Denied { .. } => "denied",
+            Self::Unauthenticated { .. } => "unauthenticated",
+            Self::Mismatch => "mismatch",
+            Self::Refused { .. } => "refused",
+            Self::Throttled { .. } => "throttled",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Garbled { .. } => "garbled",
+            Self::Deadline { .. } => "deadline",
+        }
+    }
+
     /// What the caller of the key service can do about it.
     #[must_use]
     pub fn refusal(&self) -> Refusal {

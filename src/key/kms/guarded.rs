@@ -14,7 +14,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -48,6 +51,7 @@ const TRIED_FOR: Duration = Duration::from_secs(600);
 /// A provider with everything around it.
 pub struct Guarded {
     kms: Arc<dyn Kms>,
+    name: String,
     calls: Calls,
     fresh: Option<Keys>,
     offline: Option<Keys>,
@@ -70,6 +74,7 @@ impl Guarded {
         let CacheSettings { expiry_any, expiry_unused, expiry_offline, entries } = common.cache;
         Self {
             kms,
+            name: name.to_owned(),
             calls: Calls::new(format!("provider {name}"), common.calls),
             fresh: Keys::new(entries, expiry_any, Some(expiry_unused)),
             offline: Keys::new(entries, expiry_offline, None),
@@ -120,6 +125,23 @@ impl Guarded {
         Ok(())
     }
 
+    /// Makes one attempt at the KMS and counts it, also one that is given up.
+    async fn counted<T>(
+        &self,
+        operation: &'static str,
+        attempt: impl Future<Output = Result<T, KmsFailure>> + Send,
+    ) -> Result<T, KmsFailure> {
+        let mut counted = Attempt { provider: &self.name, operation, began: Instant::now(), result: "unanswered" };
+        let result = attempt.await;
+        counted.result = result.as_ref().map_or_else(KmsFailure::kind, |_| "ok");
+        result
+    }
+
+    fn count_cached(&self, result: &'static str) {
+        metrics::counter!("coffer_cache_requests_total", "provider" => self.name.clone(), "result" => result)
+            .increment(1);
+    }
+
     async fn wrapped(
         &self,
         key: &InnerKey,
@@ -127,14 +149,14 @@ impl Guarded {
         binding: &Binding<'_>,
         deadline: Deadline,
     ) -> Result<Wrapped, KmsFailure> {
-        self.calls.make(deadline, |deadline| self.kms.wrap(key, kek, binding, deadline)).await
+        self.calls.make(deadline, |deadline| self.counted("wrap", self.kms.wrap(key, kek, binding, deadline))).await
     }
 }
 
 #[async_trait]
 impl Kms for Guarded {
     async fn describe(&self, kek: Option<&str>, deadline: Deadline) -> Result<Kek, KmsFailure> {
-        self.calls.make(deadline, |deadline| self.kms.describe(kek, deadline)).await
+        self.calls.make(deadline, |deadline| self.counted("describe", self.kms.describe(kek, deadline))).await
     }
 
     async fn wrap(
@@ -158,7 +180,9 @@ impl Kms for Guarded {
         deadline: Deadline,
     ) -> Result<InnerKey, KmsFailure> {
         let id = cache_id(wrapped, binding);
+        let missed = AtomicBool::new(self.fresh.is_none());
         let ask = async {
+            missed.store(true, Ordering::Relaxed);
             let key = self.unwrap_again(wrapped, binding, deadline).await?;
             if let Some(offline) = &self.offline {
                 offline.keep(id, &key).await;
@@ -170,15 +194,25 @@ impl Kms for Guarded {
             Some(fresh) => {
                 let asked = tokio::time::timeout(deadline.left(), fresh.get_or(id, ask)).await;
                 match asked.unwrap_or_else(|_| Err(KmsFailure::deadline("the cache of unwrapped keys"))) {
-                    // It was another caller's deadline, and this one has time left.
-                    Err(KmsFailure::Deadline { .. }) if !deadline.left().is_zero() => {
+                    Ok(Some(key)) => Ok(key),
+                    // The cache let go of it before this caller had its copy. The KMS is there: it is asked once more.
+                    Ok(None) => {
+                        missed.store(true, Ordering::Relaxed);
                         self.unwrap_again(wrapped, binding, deadline).await
                     }
-                    asked => asked,
+                    // It was another caller's deadline, and this one has time left.
+                    Err(KmsFailure::Deadline { .. }) if !deadline.left().is_zero() => {
+                        missed.store(true, Ordering::Relaxed);
+                        self.unwrap_again(wrapped, binding, deadline).await
+                    }
+                    Err(failure) => Err(failure),
                 }
             }
         };
-        let Err(failure) = &asked else { return asked };
+        let Err(failure) = &asked else {
+            self.count_cached(if missed.into_inner() { "miss" } else { "hit" });
+            return asked;
+        };
         if let Some(offline) = &self.offline
             && failure.refusal() != Refusal::Unavailable
         {
@@ -188,12 +222,19 @@ impl Kms for Guarded {
         match &self.offline {
             Some(offline) if failure.is_outage() => match offline.get(id).await {
                 Some(key) => {
+                    self.count_cached("offline");
                     tracing::warn!(error = %failure, "a key that was unwrapped earlier is used (expiryOffline)");
                     Ok(key)
                 }
-                None => asked,
+                None => {
+                    self.count_cached("miss");
+                    asked
+                }
             },
-            _ => asked,
+            _ => {
+                self.count_cached("miss");
+                asked
+            }
         }
     }
 
@@ -203,11 +244,34 @@ impl Kms for Guarded {
         binding: &Binding<'_>,
         deadline: Deadline,
     ) -> Result<InnerKey, KmsFailure> {
-        self.calls.make(deadline, |deadline| self.kms.unwrap(wrapped, binding, deadline)).await
+        self.calls.make(deadline, |deadline| self.counted("unwrap", self.kms.unwrap(wrapped, binding, deadline))).await
     }
 
     async fn ensure(&self, kek: &str, deadline: Deadline) -> Result<(), KmsFailure> {
-        self.calls.make(deadline, |deadline| self.kms.ensure(kek, deadline)).await
+        self.calls.make(deadline, |deadline| self.counted("ensure", self.kms.ensure(kek, deadline))).await
+    }
+}
+
+/// An attempt at a KMS that counts itself when it is dropped.
+struct Attempt<'a> {
+    provider: &'a str,
+    operation: &'static str,
+    began: Instant,
+    result: &'static str,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        let Self { provider, operation, began, result } = *self;
+        metrics::histogram!("coffer_kms_seconds", "provider" => provider.to_owned(), "operation" => operation)
+            .record(began.elapsed());
+        metrics::counter!(
+            "coffer_kms_calls_total",
+            "provider" => provider.to_owned(),
+            "operation" => operation,
+            "result" => result
+        )
+        .increment(1);
     }
 }
 
@@ -284,12 +348,13 @@ impl Keys {
         self.cache.insert(id, Kept::new(key)).await;
     }
 
-    /// The key that is kept, or the one that `ask` gives, which is kept then. Of those who miss at once, one asks.
+    /// The key that is kept, or the one that `ask` gives, which is kept then. Of those who miss at once, one asks. None
+    /// where the key was wiped before it was copied: its time was over, or others had its place.
     async fn get_or(
         &self,
         id: [u8; 32],
         ask: impl Future<Output = Result<InnerKey, KmsFailure>>,
-    ) -> Result<InnerKey, KmsFailure> {
+    ) -> Result<Option<InnerKey>, KmsFailure> {
         let mut asked = None;
         let entry = self.cache.try_get_with(id, async {
             let key = ask.await?;
@@ -298,9 +363,7 @@ impl Keys {
             Ok(kept)
         });
         let kept = entry.await.map_err(|failure: Arc<KmsFailure>| KmsFailure::clone(&failure))?;
-        let key = asked.or_else(|| kept.copy());
-        // Its time was over between being found and being copied.
-        key.ok_or_else(|| KmsFailure::unreachable("the cache of unwrapped keys", "its entry was over; try again"))
+        Ok(asked.or_else(|| kept.copy()))
     }
 }
 
@@ -310,3 +373,6 @@ impl Drop for Keys {
         self.cache.iter().for_each(|(_, kept)| kept.wipe());
     }
 }
+
+#[cfg(test)]
+mod tests;

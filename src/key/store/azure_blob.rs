@@ -1,8 +1,9 @@
 //! The store `azure-blob`: records as block blobs of one container.
 //!
 //! A blob is made with `If-None-Match: *` and replaced with `If-Match`. A list gives names in the order of their bytes,
-//! up to 5000 in a page. Only new versions of the service can begin it at a name, so a list that goes on reads past
-//! what came before.
+//! up to 5000 in a page, and begins at a name (`startFrom`, that name included). Older services and emulators know no
+//! `startFrom` and begin with the first name; so what comes before is passed over, and a list that begins neither with
+//! the name nor before it is not believed, but read from its start.
 
 use async_trait::async_trait;
 use azure_core::http::{Etag, RequestContent};
@@ -90,6 +91,41 @@ impl AzureBlob {
         }
     }
 
+    /// At most `limit` names after `after`, in a list that is to begin at `from`. None where it may have begun behind
+    /// that: the name is gone, or the service takes it for something else.
+    async fn list(
+        &self,
+        prefix: &str,
+        from: Option<&str>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Option<Vec<String>>, StoreFailure> {
+        let fail = |error| self.failure(LIST, classify(error));
+        // The name that the list begins with is in it.
+        let page = limit.saturating_add(1).min(PAGE);
+        let options = BlobContainerClientListBlobsOptions {
+            prefix: Some(prefix.to_owned()),
+            start_from: from.map(str::to_owned),
+            maxresults: i32::try_from(page).ok(),
+            ..Default::default()
+        };
+        let mut blobs = self.client.current().list_blobs(Some(options)).map_err(fail)?;
+        let (mut names, mut has_begun) = (Vec::new(), from.is_none());
+        while names.len() < limit
+            && let Some(blob) = blobs.try_next().await.map_err(fail)?
+        {
+            let Some(name) = blob.name else { continue };
+            if !has_begun && from.is_some_and(|from| name.as_str() > from) {
+                return Ok(None);
+            }
+            has_begun = true;
+            if after.is_none_or(|after| name.as_str() > after) {
+                names.push(name);
+            }
+        }
+        Ok(has_begun.then_some(names))
+    }
+
     fn failure(&self, action: &'static str, failure: AzureFailure) -> StoreFailure {
         let place = self.place.clone();
         match failure {
@@ -175,34 +211,30 @@ impl Bucket for AzureBlob {
     }
 
     async fn names(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, StoreFailure> {
-        let fail = |error| self.failure(LIST, classify(error));
-        let mut names = Vec::new();
         if limit == 0 {
+            return Ok(Vec::new());
+        }
+        if let Some(after) = after
+            && let Some(names) = self.list(prefix, Some(after), Some(after), limit).await?
+        {
             return Ok(names);
         }
-        // What comes before `after` is passed over in pages that are as large as they can be.
-        let page = if after.is_none() { limit.min(PAGE) } else { PAGE };
-        let options = BlobContainerClientListBlobsOptions {
-            prefix: Some(prefix.to_owned()),
-            maxresults: i32::try_from(page).ok(),
-            ..Default::default()
-        };
-        let mut blobs = self.client.current().list_blobs(Some(options)).map_err(fail)?;
-        while let Some(blob) = blobs.try_next().await.map_err(fail)? {
-            let Some(name) = blob.name else { continue };
-            if after.is_none_or(|after| name.as_str() > after) {
-                names.push(name);
-            }
-            if names.len() == limit {
-                break;
-            }
-        }
-        Ok(names)
+        Ok(self.list(prefix, None, after, limit).await?.unwrap_or_default())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use axum::{Router, extract::State, http::Uri};
+
     use super::*;
     use crate::key::{access::AzureAccess, calls::CallSettings, store::settings::ObjectPlace};
 
@@ -243,6 +275,79 @@ mod tests {
         write("sv=1&sig=another%3D");
         assert_eq!(store.client.current().url().query(), Some("sv=1&sig=another%3D"));
         assert!(!format!("{store:?} {}", store.place()).contains("sig="));
+    }
+
+    /// How a service takes `startFrom`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Takes {
+        AsAName,
+        NotAtAll,
+        BehindThePrefix,
+    }
+
+    /// A service with these names, and how many it has sent.
+    #[derive(Clone)]
+    struct Service {
+        takes: Takes,
+        names: Arc<Vec<String>>,
+        sent: Arc<AtomicUsize>,
+    }
+
+    async fn answer(State(service): State<Service>, uri: Uri) -> String {
+        let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+        let asked: BTreeMap<String, String> = query.into_owned().collect();
+        let begins = |name: &&String| {
+            let start = asked.get("startFrom").map(|start| match service.takes {
+                Takes::AsAName => start.clone(),
+                Takes::NotAtAll => String::new(),
+                Takes::BehindThePrefix => format!("{}{start}", asked["prefix"]),
+            });
+            name.starts_with(&asked["prefix"])
+                && start.is_none_or(|start| **name >= start)
+                && asked.get("marker").is_none_or(|marker| *name >= marker)
+        };
+        let mut names = service.names.iter().filter(begins);
+        let most = asked["maxresults"].parse().expect("a number");
+        let page: Vec<_> = names.by_ref().take(most).map(|name| format!("<Blob><Name>{name}</Name></Blob>")).collect();
+        service.sent.fetch_add(page.len(), Ordering::SeqCst);
+        let next = names.next().map(|name| format!("<NextMarker>{name}</NextMarker>")).unwrap_or_default();
+        format!("<EnumerationResults><Blobs>{}</Blobs>{next}</EnumerationResults>", page.concat())
+    }
+
+    #[tokio::test]
+    async fn a_list_goes_on_behind_a_name_however_the_service_takes_that() {
+        let of = |kind| (0..50).map(move |number| format!("v1/c/{kind}-{number:02}.json"));
+        let names: Vec<_> = of("pvc").chain(of("vol")).collect();
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), "sig=none").expect("it can be written");
+        for takes in [Takes::AsAName, Takes::NotAtAll, Takes::BehindThePrefix] {
+            let (names, sent) = (Arc::new(names.clone()), Arc::default());
+            let service = Service { takes, names: Arc::clone(&names), sent: Arc::clone(&sent) };
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let url = format!("http://{}/account", listener.local_addr().expect("an address"));
+            let router = Router::new().fallback(answer).with_state(service);
+            let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+            let auth = AzureAuth::Sas { sas_file: file.path().to_owned() };
+            let store = AzureBlob::open(settings(&url, auth)).expect("a store");
+
+            let mut seen: Vec<String> = Vec::new();
+            loop {
+                let after = seen.last().map(String::as_str);
+                let page = store.names("v1/c/", after, 10).await.expect("it answers");
+                let is_last = page.len() < 10;
+                seen.extend(page);
+                if is_last {
+                    break;
+                }
+            }
+            assert_eq!(seen, *names, "{takes:?}");
+            let sent = sent.load(Ordering::SeqCst);
+            assert!((takes == Takes::AsAName) == (sent <= 125), "{takes:?}: {sent} names were sent");
+            // What a list is to go on behind may be gone.
+            let page = store.names("v1/c/", Some("v1/c/pvc-20x.json"), 2).await.expect("it answers");
+            assert_eq!(page, names[21..23], "{takes:?}");
+            serving.abort();
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
     exec::Deadline,
     key::{
         record::{Record, RecordFault},
-        store::{DekStore, StoreFailure, Stored, Version},
+        store::{DekStore, Listed, Refused, StoreFailure, Stored, Version},
     },
     volume::{VolumeId, hex},
 };
@@ -96,9 +96,9 @@ impl Filesystem {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             bytes => bytes.map_err(failure("read", &path))?,
         };
-        let record = parse(&bytes, Some(volume_id), &path)?;
+        let record = parse(&bytes, volume_id, &path)?;
         if record.volume_id != *volume_id {
-            return Err(fault(Some(volume_id), &path, RecordFault::OtherVolume(record.volume_id)));
+            return Err(fault(volume_id, &path, RecordFault::OtherVolume(record.volume_id)));
         }
         Ok(Some(Stored { record, version: Version::of(&bytes) }))
     }
@@ -149,32 +149,32 @@ impl Filesystem {
         Ok(path)
     }
 
-    fn later(&self, after: Option<&VolumeId>, limit: usize) -> Result<Vec<Record>, StoreFailure> {
-        let mut records = Vec::new();
+    fn later(&self, after: Option<&VolumeId>, limit: usize) -> Result<Listed, StoreFailure> {
+        let mut listed = Listed::default();
         for entry in fs::read_dir(&self.folder).map_err(failure("list", &self.folder))? {
             let path = entry.map_err(failure("list", &self.folder))?.path();
             if !path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(SUFFIX)) {
                 continue;
             }
-            let record = match parse(&fs::read(&path).map_err(failure("read", &path))?, None, &path) {
-                Ok(record) if self.path(&record.volume_id) == path => record,
-                // One bad file does not hide all others; whoever asks for its volume is refused.
+            let source = match Record::from_bytes(&fs::read(&path).map_err(failure("read", &path))?) {
+                Ok(record) if self.path(&record.volume_id) != path => RecordFault::OtherVolume(record.volume_id),
                 Ok(record) => {
-                    tracing::error!(path = %path.display(), volume_id = %record.volume_id, "not the record of its name");
+                    if after.is_none_or(|after| record.volume_id > *after) {
+                        listed.records.push(record);
+                    }
                     continue;
                 }
-                Err(error) => {
-                    tracing::error!(path = %path.display(), error = ?error, "not a record; restore it from a backup");
-                    continue;
-                }
+                Err(source) => source,
             };
-            if after.is_none_or(|after| record.volume_id > *after) {
-                records.push(record);
+            // Each page reads the whole folder, and the first one tells what is no record.
+            if after.is_none() {
+                listed.refused.push(Refused { place: path.display().to_string(), source });
             }
         }
-        records.sort_unstable_by(|a, b| a.volume_id.cmp(&b.volume_id));
-        records.truncate(limit);
-        Ok(records)
+        listed.records.sort_unstable_by(|a, b| a.volume_id.cmp(&b.volume_id));
+        listed.records.truncate(limit);
+        listed.refused.sort_unstable_by(|a, b| a.place.cmp(&b.place));
+        Ok(listed)
     }
 
     async fn blocking<T: Send + 'static>(
@@ -203,18 +203,18 @@ impl DekStore for Filesystem {
         self.blocking(move |store| store.swap(&record, version)).await
     }
 
-    async fn list(&self, after: Option<&VolumeId>, limit: usize, _: Deadline) -> Result<Vec<Record>, StoreFailure> {
+    async fn list(&self, after: Option<&VolumeId>, limit: usize, _: Deadline) -> Result<Listed, StoreFailure> {
         let after = after.cloned();
         self.blocking(move |store| store.later(after.as_ref(), limit)).await
     }
 }
 
-fn parse(bytes: &[u8], volume_id: Option<&VolumeId>, path: &Path) -> Result<Record, StoreFailure> {
+fn parse(bytes: &[u8], volume_id: &VolumeId, path: &Path) -> Result<Record, StoreFailure> {
     Record::from_bytes(bytes).map_err(|source| fault(volume_id, path, source))
 }
 
-fn fault(volume_id: Option<&VolumeId>, path: &Path, source: RecordFault) -> StoreFailure {
-    StoreFailure::Fault { volume_id: volume_id.cloned(), place: path.display().to_string(), source }
+fn fault(volume_id: &VolumeId, path: &Path, source: RecordFault) -> StoreFailure {
+    StoreFailure::Fault { volume_id: Some(volume_id.clone()), place: path.display().to_string(), source }
 }
 
 fn failure(step: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreFailure {

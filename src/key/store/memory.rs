@@ -11,7 +11,7 @@ use crate::{
     exec::Deadline,
     key::{
         record::Record,
-        store::{DekStore, StoreFailure, Stored, Version},
+        store::{DekStore, Listed, Refused, StoreFailure, Stored, Version},
     },
     volume::VolumeId,
 };
@@ -30,7 +30,8 @@ impl Memory {
 impl DekStore for Memory {
     async fn get(&self, volume_id: &VolumeId, _: Deadline) -> Result<Option<Stored>, StoreFailure> {
         let records = self.records();
-        records.get(volume_id).map(|bytes| Ok(Stored { record: read(bytes)?, version: Version::of(bytes) })).transpose()
+        let stored = |bytes: &Vec<u8>| Ok(Stored { record: read(volume_id, bytes)?, version: Version::of(bytes) });
+        records.get(volume_id).map(stored).transpose()
     }
 
     async fn create(&self, record: &Record, _: Deadline) -> Result<(), StoreFailure> {
@@ -53,17 +54,26 @@ impl DekStore for Memory {
         }
     }
 
-    async fn list(&self, after: Option<&VolumeId>, limit: usize, _: Deadline) -> Result<Vec<Record>, StoreFailure> {
-        let records = self.records();
-        let later = records.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
-        later.take(limit).map(|(_, bytes)| read(bytes)).collect()
+    async fn list(&self, after: Option<&VolumeId>, limit: usize, _: Deadline) -> Result<Listed, StoreFailure> {
+        let (records, mut listed) = (self.records(), Listed::default());
+        for (id, bytes) in records.iter().filter(|(id, _)| after.is_none_or(|after| *id > after)) {
+            if listed.records.len() == limit {
+                break;
+            }
+            match Record::from_bytes(bytes) {
+                Ok(record) => listed.records.push(record),
+                Err(source) => listed.refused.push(Refused { place: place(id), source }),
+            }
+        }
+        Ok(listed)
     }
 }
 
-fn read(bytes: &[u8]) -> Result<Record, StoreFailure> {
-    Record::from_bytes(bytes).map_err(|source| StoreFailure::Fault {
-        volume_id: None,
-        place: "a record in memory".to_owned(),
-        source,
-    })
+fn read(volume_id: &VolumeId, bytes: &[u8]) -> Result<Record, StoreFailure> {
+    let fault = |source| StoreFailure::Fault { volume_id: Some(volume_id.clone()), place: place(volume_id), source };
+    Record::from_bytes(bytes).map_err(fault)
+}
+
+fn place(volume_id: &VolumeId) -> String {
+    format!("the record of volume {volume_id} in memory")
 }

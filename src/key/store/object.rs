@@ -21,7 +21,7 @@ use crate::{
     key::{
         calls::Calls,
         record::{Record, RecordFault},
-        store::{DekStore, StoreFailure, Stored, Version, settings::ObjectPlace},
+        store::{DekStore, Listed, Refused, StoreFailure, Stored, Version, settings::ObjectPlace},
     },
     volume::{VolumeId, hex},
 };
@@ -161,24 +161,21 @@ impl Objects {
         self.calls.make(deadline, |_| self.bucket.get(name)).await
     }
 
-    fn fault(&self, volume_id: Option<&VolumeId>, name: &str, source: RecordFault) -> StoreFailure {
-        let place = format!("{name} in {}", self.bucket.place());
-        StoreFailure::Fault { volume_id: volume_id.cloned(), place, source }
+    /// Where an object lies, for people.
+    fn at(&self, name: &str) -> String {
+        format!("{name} in {}", self.bucket.place())
     }
 
-    /// The record in an object of a list; none, with a warning, where it is no record of ours in its own place.
-    async fn listed(&self, name: String, deadline: Deadline) -> Result<Option<Record>, StoreFailure> {
-        // Gone again: objects are never deleted by us, but somebody may.
+    /// The record in an object of a list, or what is wrong with it. None where the object is gone again: we never
+    /// delete one, but somebody may.
+    async fn listed(&self, name: String, deadline: Deadline) -> Result<Option<Result<Record, Refused>>, StoreFailure> {
         let Some(object) = self.read(&name, deadline).await? else { return Ok(None) };
-        match Record::from_bytes(&object.bytes) {
-            Ok(record) if self.name(&record.volume_id) == name => return Ok(Some(record)),
-            Ok(record) => {
-                let fault = self.fault(None, &name, RecordFault::OtherVolume(record.volume_id));
-                tracing::warn!(object = name, error = %fault, "not listed");
-            }
-            Err(source) => tracing::warn!(object = name, error = %source, "not listed"),
-        }
-        Ok(None)
+        let source = match Record::from_bytes(&object.bytes) {
+            Ok(record) if self.name(&record.volume_id) == name => return Ok(Some(Ok(record))),
+            Ok(record) => RecordFault::OtherVolume(record.volume_id),
+            Err(source) => source,
+        };
+        Ok(Some(Err(Refused { place: self.at(&name), source })))
     }
 }
 
@@ -187,7 +184,7 @@ impl DekStore for Objects {
     async fn get(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<Stored>, StoreFailure> {
         let name = self.name(volume_id);
         let Some(object) = self.read(&name, deadline).await? else { return Ok(None) };
-        let fault = |source| self.fault(Some(volume_id), &name, source);
+        let fault = |source| StoreFailure::Fault { volume_id: Some(volume_id.clone()), place: self.at(&name), source };
         let record = Record::from_bytes(&object.bytes).map_err(fault)?;
         if record.volume_id != *volume_id {
             return Err(fault(RecordFault::OtherVolume(record.volume_id)));
@@ -219,28 +216,28 @@ impl DekStore for Objects {
         }
     }
 
-    async fn list(
-        &self,
-        after: Option<&VolumeId>,
-        limit: usize,
-        deadline: Deadline,
-    ) -> Result<Vec<Record>, StoreFailure> {
-        let (folder, mut records) = (self.folder(), Vec::new());
+    async fn list(&self, after: Option<&VolumeId>, limit: usize, deadline: Deadline) -> Result<Listed, StoreFailure> {
+        let (folder, mut listed) = (self.folder(), Listed::default());
         let mut after = after.map(|id| self.name(id));
         // What is no record takes no place in a page, so a page may need more than one reading.
-        while records.len() < limit {
-            let wanted = limit - records.len();
+        while listed.records.len() < limit {
+            let wanted = limit - listed.records.len();
             let names = self.calls.make(deadline, |_| self.bucket.names(&folder, after.as_deref(), wanted)).await?;
             let (last, is_last) = (names.last().cloned(), names.len() < wanted);
             let names = names.into_iter().filter(|name| name.ends_with(SUFFIX));
             let read: Vec<_> =
                 stream::iter(names).map(|name| self.listed(name, deadline)).buffered(READERS).try_collect().await?;
-            records.extend(read.into_iter().flatten());
+            for found in read.into_iter().flatten() {
+                match found {
+                    Ok(record) => listed.records.push(record),
+                    Err(refused) => listed.refused.push(refused),
+                }
+            }
             if is_last {
                 break;
             }
             after = last;
         }
-        Ok(records)
+        Ok(listed)
     }
 }

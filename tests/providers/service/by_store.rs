@@ -10,7 +10,7 @@ use coffer::{
         kms::{Kms, local::Local},
         record::Record,
         service::{KeyFailure, KeyService, Refusal},
-        store::{DekStore, StoreFailure, Stored, Version},
+        store::{DekStore, Listed, StoreFailure, Stored, Version},
     },
     secret::LocalKek,
     volume::VolumeId,
@@ -112,12 +112,7 @@ impl DekStore for LosesAnswers {
         self.0.replace(record, version, deadline).await
     }
 
-    async fn list(
-        &self,
-        after: Option<&VolumeId>,
-        limit: usize,
-        deadline: Deadline,
-    ) -> Result<Vec<Record>, StoreFailure> {
+    async fn list(&self, after: Option<&VolumeId>, limit: usize, deadline: Deadline) -> Result<Listed, StoreFailure> {
         self.0.list(after, limit, deadline).await
     }
 }

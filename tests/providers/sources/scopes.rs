@@ -19,7 +19,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use testbed::{
     cloud::{
-        Variant,
+        KmsBed, Variant, Weather,
         aws::{MiniStackKms, MotoKms},
     },
     conformance::{soon, store::new_key, told},
@@ -37,6 +37,7 @@ pub(super) fn trials() -> Vec<Trial> {
         trial("aws_kms_on_moto_has_a_kek_for_each_namespace".to_owned(), namespaces),
         trial("aws_kms_on_moto_makes_one_kek_for_racing_creators".to_owned(), race),
         trial("aws_kms_on_moto_has_a_kek_for_each_class".to_owned(), classes),
+        trial("aws_kms_on_moto_shows_by_its_tag_a_kek_whose_making_was_not_answered".to_owned(), lost_answer),
         trial("aws_kms_on_moto_opens_what_was_made_before_the_scope".to_owned(), switched_on_later),
         trial("aws_kms_on_ministack_refuses_a_scopes_kek_that_is_switched_off".to_owned(), switched_off),
     ]
@@ -162,6 +163,33 @@ async fn race() -> Result<()> {
     }
     made(&services[0], of("team-blue", "vol-8")).await?;
     notes(&bed).shown("one KEK for a namespace whose first volumes are made at once by eight processes");
+    Ok(())
+}
+
+/// CreateKey knows no token by which a second call finds the KEK of a first one whose answer was lost.
+async fn lost_answer() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let bed = MotoKms::start(folder.path()).await?;
+    let config = scoped(&config(&bed, Variant::Good).await?, "namespace")?;
+    let service = opened(folder.path(), &config).await?;
+    // There is no alias; the KEK is made, and nobody hears of it.
+    bed.forecast().set(vec![Weather::Fair, Weather::Lost]);
+    let kek = made(&service, of("team-blue", "vol-1")).await?;
+    opens(&service, "vol-1").await?;
+
+    let aliases = bed.aliases().await?;
+    let named = &aliases[&alias("team-blue")];
+    ensure!(kek.ends_with(&format!(":key/{named}")), "{kek} is not {named}");
+    let (mut of_alias, wanted) = (Vec::new(), ("coffer-alias".to_owned(), alias("team-blue")));
+    for key in bed.keys().await? {
+        if bed.tags(&key).await?.into_iter().any(|tag| tag == wanted) {
+            of_alias.push(key);
+        }
+    }
+    ensure!(of_alias.len() == 2 && of_alias.contains(named), "{of_alias:?} were made for the alias of {named}");
+    of_alias.retain(|key| key != named);
+    ensure!(aliases.values().all(|key| *key != of_alias[0]), "{of_alias:?} has an alias: {aliases:?}");
+    notes(&bed).shown("a KEK whose making was not answered: the next one is used, and the first is known by its tag");
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -16,9 +17,16 @@ use rustix::{
     fs::{SeekFrom, seek},
     io::Errno,
 };
+use serde_json::Value;
 
 /// The forms of a secret as it is, whole and in halves: what an incomplete copy leaves behind is seen, too.
 pub const AS_IT_IS: [&str; 3] = ["raw", "first half", "second half"];
+
+/// Files of a configuration that hold what nobody may see.
+const SECRET_FILES: [&str; 6] =
+    ["secretAccessKeyFile", "sessionTokenFile", "clientSecretFile", "tokenFile", "secretIdFile", "passwordFile"];
+/// What is shorter would be found by chance.
+const MARK_BYTES: usize = 32;
 
 /// Secrets by name, in all their forms.
 pub struct Marks {
@@ -59,6 +67,29 @@ impl Marks {
                 self.longest = self.longest.max(bytes.len());
                 bucket.push(Form { mark, name, bytes });
             }
+        }
+    }
+
+    /// Adds what the files hold that a provider's configuration names and nobody may see. One that is not there is passed
+    /// over, because a wrong configuration may name it, and so is what is so short that it would be found by chance.
+    pub fn add_files(&mut self, config: &Value) {
+        match config {
+            Value::Object(map) => {
+                for (key, value) in map {
+                    match value.as_str() {
+                        Some(path) if SECRET_FILES.contains(&key.as_str()) => {
+                            let content = fs::read(path).unwrap_or_default();
+                            let secret = content.trim_ascii();
+                            if secret.len() >= MARK_BYTES {
+                                self.add(key, secret);
+                            }
+                        }
+                        _ => self.add_files(value),
+                    }
+                }
+            }
+            Value::Array(all) => all.iter().for_each(|value| self.add_files(value)),
+            _ => {}
         }
     }
 
@@ -168,6 +199,29 @@ pub struct Search<'a> {
 }
 
 const PIECE: usize = 1 << 20;
+/// How long a process may take to forget: a connection lets go of its buffers a moment after its end.
+const FORGET_TIME: Duration = Duration::from_secs(5);
+
+/// Looks through a process's memory until it has forgotten what it should, or should have.
+///
+/// # Errors
+/// As [`Search::memory`].
+pub async fn memory_at_rest<'a>(
+    marks: &'a Marks,
+    place: &str,
+    pid: u32,
+    is_allowed: impl Fn(&Found) -> bool,
+) -> Result<Search<'a>> {
+    let start = Instant::now();
+    loop {
+        let mut search = Search::new(marks);
+        search.memory(place, pid)?;
+        if search.found.iter().all(&is_allowed) || start.elapsed() > FORGET_TIME {
+            return Ok(search);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
 
 impl<'a> Search<'a> {
     /// A search for secrets that has looked nowhere yet.

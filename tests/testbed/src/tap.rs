@@ -41,6 +41,7 @@ pub struct Pair {
     program: PathBuf,
     folder: PathBuf,
     state_dir: PathBuf,
+    file: PathBuf,
 }
 
 impl Pair {
@@ -50,18 +51,32 @@ impl Pair {
     /// # Errors
     /// A file cannot be written, or the node does not become ready.
     pub async fn start(program: &str, folder: &Path, state_dir: &Path) -> Result<Self> {
+        let keys = [state_dir.join("cluster-key.json"), folder.join("local.key")];
+        let file = configuration(folder, state_dir, "coffer.yaml", [&keys[0], &keys[1]])?;
+        Self::start_with(program, folder, state_dir, &file).await
+    }
+
+    /// Starts both with the key service of a configuration, which has to listen on `keys.sock` in the folder.
+    ///
+    /// # Errors
+    /// A program cannot be started, or the node does not become ready.
+    pub async fn start_with(program: &str, folder: &Path, state_dir: &Path, file: &Path) -> Result<Self> {
         let (program, folder, state_dir) = (PathBuf::from(program), folder.to_owned(), state_dir.to_owned());
         let (socket, tapped) = (state_dir.join("csi.sock"), folder.join("keys-tap.sock"));
         let keys_tap = Tap::open(&tapped, &folder.join("keys.sock"))?;
         let csi_tap = Tap::open(&folder.join("csi-tap.sock"), &socket)?;
         let csi = Csi::at(&folder.join("csi-tap.sock"));
-        let keys = start_keys(&program, &folder, &state_dir)?;
+        let keys = start_keys(&program, &folder, file)?;
         let (socket, tapped, pool) = (socket.display(), tapped.display(), state_dir.join("volumes"));
         let words = format!("node --provision-local --node-id {NODE} --listen unix://{socket}");
         let words = format!("{words} --pool-dir {} --key-service unix://{tapped}", pool.display());
         let node = Process::start(&program, &folder, "node", &words)?;
-        let pair = Self { keys, node, keys_tap, csi_tap, csi, program, folder, state_dir };
-        let log = || fs::read_to_string(pair.folder.join("node.log")).unwrap_or_default();
+        let file = file.to_owned();
+        let pair = Self { keys, node, keys_tap, csi_tap, csi, program, folder, state_dir, file };
+        let log = || {
+            let read = |name| fs::read_to_string(pair.folder.join(name)).unwrap_or_default();
+            [read("keyservice.log"), read("node.log")].concat()
+        };
         pair.ready(true).await.with_context(log)?;
         Ok(pair)
     }
@@ -84,7 +99,7 @@ impl Pair {
     /// It does not start, or the node does not find it.
     pub async fn restart_keys(&mut self) -> Result<()> {
         self.keys.kill();
-        self.keys = start_keys(&self.program, &self.folder, &self.state_dir)?;
+        self.keys = start_keys(&self.program, &self.folder, &self.file)?;
         self.ready(true).await
     }
 
@@ -97,9 +112,7 @@ impl Pair {
     }
 }
 
-fn start_keys(program: &Path, folder: &Path, state_dir: &Path) -> Result<Process> {
-    let keys = [state_dir.join("cluster-key.json"), folder.join("local.key")];
-    let file = configuration(folder, state_dir, "coffer.yaml", [&keys[0], &keys[1]])?;
+fn start_keys(program: &Path, folder: &Path, file: &Path) -> Result<Process> {
     Process::start(program, folder, "keyservice", &format!("keyservice --config {}", file.display()))
 }
 

@@ -2,6 +2,11 @@
 //!
 //! The alias is what only one can create: who loses a race uses the winner's KEK. The loser's own wraps nothing; it is
 //! tagged and told, and never deleted here, because no mistake of ours may ever delete a KEK.
+//!
+//! CreateKey takes no token by which it would know a call that is made again. So a KEK whose making was not answered is
+//! left behind, and another one is made: it wraps nothing, has no alias, and bears the tag `coffer-alias` as every KEK that
+//! is made here. It is told in the log and not looked for: that would take ListKeys on the whole account and
+//! ListResourceTags on each of its keys, permissions that the way of a key is better without.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -102,7 +107,16 @@ async fn make(region: &Regional, made: &Made, alias: &str, tags: &BTreeMap<Strin
         Some(arn) => arn,
         None => {
             let tags = tags.iter().map(|(key, value)| tag(key, value)).chain([tag(MADE_FOR, alias)]).collect();
-            let arn = region.create(alias, tags).await?;
+            let made_one = region.create(alias, tags).await.inspect_err(|failure| {
+                if matches!(failure, KmsFailure::Unreachable { .. } | KmsFailure::Garbled { .. }) {
+                    tracing::warn!(
+                        alias,
+                        tag = MADE_FOR,
+                        "the making of a KEK was not answered: one may be there that wraps nothing, known by its tag"
+                    );
+                }
+            });
+            let arn = made_one?;
             // Before anything else can fail: each KEK costs money, and is not to be made twice.
             made.note(alias, Alias::Wanted { arn: arn.clone() });
             arn

@@ -43,6 +43,16 @@ impl MotoKms {
         self.0.aliases().await
     }
 
+    /// The ids of all KEKs of the account.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn keys(&self) -> Result<Vec<String>> {
+        let listed = self.0.client.list_keys().limit(1000).send().await.context("list keys")?;
+        ensure!(!listed.truncated(), "there are more keys than a test makes");
+        Ok(listed.keys().iter().filter_map(|key| key.key_id().map(str::to_owned)).collect())
+    }
+
     /// The tags of a KEK.
     ///
     /// # Errors

@@ -41,6 +41,10 @@ const HOP_BY_HOP: [&str; 6] = ["connection", "keep-alive", "te", "trailer", "tra
 /// What happens to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Weather {
+    /// It is as ever: for requests before one that is not.
+    Fair,
+    /// It is done, and its connection breaks without an answer.
+    Lost,
     /// It is answered with the forecast's throttle answer.
     Throttled {
         /// The seconds of a Retry-After header.
@@ -193,12 +197,12 @@ pub async fn proxy(upstream: SocketAddr, forecast: Forecast) -> Result<Served> {
 }
 
 async fn weathered(State(forecast): State<Forecast>, request: Request, next: Next) -> Response {
-    let Some(weather) = forecast.over(&request) else { return next.run(request).await };
-    if request.version() < Version::HTTP_2 {
-        // A connection that is closed with a body unread may be reset before the client has read the answer.
-        let _ = to_bytes(request.into_body(), usize::MAX).await;
-    }
-    match weather {
+    let response = match forecast.over(&request).unwrap_or(Weather::Fair) {
+        Weather::Fair => return next.run(request).await,
+        Weather::Lost => {
+            next.run(request).await;
+            return broken();
+        }
         Weather::Throttled { retry_after } => {
             let Throttle { status, content_type, body } = forecast.throttle;
             let mut response = answer(status, body.into());
@@ -220,7 +224,12 @@ async fn weathered(State(forecast): State<Forecast>, request: Request, next: Nex
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response
         }
+    };
+    if request.version() < Version::HTTP_2 {
+        // A connection that is closed with a body unread may be reset before the client has read the answer.
+        let _ = to_bytes(request.into_body(), usize::MAX).await;
     }
+    response
 }
 
 fn answer(status: u16, body: Body) -> Response {

@@ -1,9 +1,12 @@
 //! Every provider with every store, on a real kernel: a volume is created, staged, written to, staged again by a driver
-//! that was killed and started anew, read, and destroyed. It ends in a table that says what each cell stood on.
+//! that was killed and started anew, read, and destroyed. It ends in a table that says what each cell stood on. Then a
+//! volume lives with each provider while all is logged, and its keys are searched for (`secrets.rs`).
 //!
 //! Servers run on this machine. Where it has no device-mapper, the drivers run in a guest that reaches them.
 
 #![allow(clippy::print_stdout, reason = "a test program without a harness tells its results itself")]
+
+mod secrets;
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +38,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 const COFFER: &str = env!("CARGO_BIN_EXE_coffer");
 const MIB: u64 = 1 << 20;
 const MARK: &str = "only the owner of this volume reads this line";
-const GUEST_TIME: Duration = Duration::from_secs(900);
+const GUEST_TIME: Duration = Duration::from_secs(1500);
 
 /// What the drivers are to be tried with.
 #[derive(Deserialize, Serialize)]
@@ -121,8 +124,19 @@ async fn inside(file: &Path) -> Result<()> {
     }
     let servers: Vec<_> = plan.providers.iter().chain(&plan.stores).map(|side| side.server.as_str()).collect();
     println!("\nservers: {}", servers.join(", "));
+    println!("\nA volume's life with each provider, with everything logged, and where its keys were not:\n");
+    for provider in &plan.providers {
+        let start = Instant::now();
+        match secrets::nothing_leaves(provider).await {
+            Ok(told) => println!("{}: {told}, {:.1} s", provider.name, start.elapsed().as_secs_f64()),
+            Err(error) => {
+                failed += 1;
+                println!("{}: {error:#}", provider.name);
+            }
+        }
+    }
     if failed > 0 {
-        bail!("{failed} of {} cells failed", cells.len());
+        bail!("{failed} of {} cells and {} searches failed", cells.len(), plan.providers.len());
     }
     Ok(())
 }
