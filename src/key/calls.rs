@@ -108,6 +108,9 @@ impl Calls {
         loop {
             let result = self.once(deadline, &attempt).await;
             let Err(failure) = result else { return result };
+            if failure.is_answer() && failure.retry() != Retry::Never {
+                metrics::counter!("coffer_throttled_total", "endpoint" => self.endpoint.clone()).increment(1);
+            }
             let pause = match (failure.retry(), pauses.next()) {
                 (Retry::Never, _) | (_, None) => return Err(failure),
                 (Retry::Soon, Some(pause)) => pause,
@@ -118,6 +121,7 @@ impl Calls {
                 return Err(failure);
             }
             tokio::time::sleep(pause).await;
+            metrics::counter!("coffer_retries_total", "endpoint" => self.endpoint.clone()).increment(1);
         }
     }
 
@@ -177,10 +181,20 @@ impl Calls {
                 breaker.last = failure.to_string();
                 if breaker.failed >= BREAKS_AFTER {
                     breaker.open_until = Some(Instant::now() + BROKEN_FOR);
+                    self.tell_breaker(1.0);
                 }
             }
-            Ok(_) | Err(_) => *breaker = Breaker::default(),
+            Ok(_) | Err(_) => {
+                if breaker.open_until.is_some() {
+                    self.tell_breaker(0.0);
+                }
+                *breaker = Breaker::default();
+            }
         }
+    }
+
+    fn tell_breaker(&self, open: f64) {
+        metrics::gauge!("coffer_breaker_open", "endpoint" => self.endpoint.clone()).set(open);
     }
 }
 

@@ -1,7 +1,12 @@
-//! Listening and ending: private unix sockets, TLS with certificates that are read again, signals.
+//! Listening and ending: private unix sockets, TLS with certificates that are read again, health and metrics, signals.
 
+pub mod http;
+pub mod measured;
 pub mod rpc;
 pub mod tls;
+
+#[cfg(feature = "keyservice")]
+mod expiry;
 
 use std::{
     fs, io,

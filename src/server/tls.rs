@@ -1,4 +1,5 @@
-//! TLS for both ends: rustls with aws-lc-rs, TLS 1.2 and 1.3, and a certificate on each side.
+//! TLS for both ends: rustls with aws-lc-rs, TLS 1.2 and 1.3. A server always shows a certificate; whether a client has
+//! to show one as well is the server's to say.
 //!
 //! Certificates change while the program runs, so each connection uses what the files hold at its start. Files that
 //! cannot be read or do not fit together leave the last good ones in use, with a warning.
@@ -15,7 +16,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -23,6 +24,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
+
+#[cfg(feature = "keyservice")]
+use crate::server::expiry;
 
 /// How long a client may take to shake hands.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -44,6 +48,37 @@ pub struct Files {
     pub authority: PathBuf,
 }
 
+/// The files of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerFiles {
+    /// Our certificate and those between it and its authority, PEM.
+    pub certificate: PathBuf,
+    /// Our private key, PEM.
+    pub private_key: PathBuf,
+    /// Whom we let in.
+    pub clients: Clients,
+}
+
+/// Whom a server shakes hands with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// Whoever shows a certificate of these authorities, PEM.
+    Certified(PathBuf),
+    /// As [`Clients::Certified`], and whoever shows none: he has to prove himself inside.
+    CertifiedOrNot(PathBuf),
+    /// Everybody: who they are is found out inside.
+    Anybody,
+}
+
+impl Clients {
+    fn authority(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Certified(authority) | Self::CertifiedOrNot(authority) => Some(authority),
+            Self::Anybody => None,
+        }
+    }
+}
+
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsFault {
@@ -62,10 +97,13 @@ pub enum TlsFault {
 
 /// What one end's files hold, read again when they change.
 pub struct Reloading<T> {
-    files: Files,
-    build: fn(&Files) -> Result<T, TlsFault>,
+    /// Our certificate is the first of them.
+    files: Vec<PathBuf>,
+    build: Build<T>,
     current: Mutex<(Vec<Stamp>, Arc<T>)>,
 }
+
+type Build<T> = Box<dyn Fn() -> Result<T, TlsFault> + Send + Sync>;
 
 /// What a client shows and expects.
 pub type ClientTls = Reloading<ClientConfig>;
@@ -81,8 +119,8 @@ impl<T> fmt::Debug for Reloading<T> {
 }
 
 impl<T> Reloading<T> {
-    fn load(files: Files, build: fn(&Files) -> Result<T, TlsFault>) -> Result<Self, TlsFault> {
-        let (stamps, first) = (stamps(&files), Arc::new(build(&files)?));
+    fn load(files: Vec<PathBuf>, build: Build<T>) -> Result<Self, TlsFault> {
+        let (stamps, first) = (stamps(&files), Arc::new(build()?));
         Ok(Self { files, build, current: Mutex::new((stamps, first)) })
     }
 
@@ -92,9 +130,9 @@ impl<T> Reloading<T> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let stamps = stamps(&self.files);
         if current.0 != stamps {
-            match (self.build)(&self.files) {
+            match (self.build)() {
                 Ok(new) => {
-                    tracing::info!(certificate = %self.files.certificate.display(), "certificates read again");
+                    tracing::info!(files = ?self.files, "certificates read again");
                     *current = (stamps, Arc::new(new));
                 }
                 Err(error) => tracing::warn!(%error, "new certificates are refused; the old ones stay in use"),
@@ -110,33 +148,57 @@ impl ClientTls {
     /// # Errors
     /// A file cannot be read, or the files do not fit together.
     pub fn client(files: Files) -> Result<Self, TlsFault> {
-        Self::load(files, |files| {
+        let watched = vec![files.certificate.clone(), files.private_key.clone(), files.authority.clone()];
+        let build = move || {
             let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
             let builder = builder.map_err(parts)?.with_root_certificates(authority(&files.authority)?);
             let (chain, key) = (certificates(&files.certificate)?, private_key(&files.private_key)?);
+            #[cfg(feature = "keyservice")]
+            expiry::tell("client", &chain);
             let mut config = builder.with_client_auth_cert(chain, key).map_err(parts)?;
             config.alpn_protocols = vec![ALPN.to_vec()];
             Ok(config)
-        })
+        };
+        Self::load(watched, Box::new(build))
+    }
+
+    /// Reads the authorities, PEM, that a server's certificate must come from. Such a client shows no certificate: it
+    /// proves itself inside.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no certificate.
+    pub fn trusting(authorities: PathBuf) -> Result<Self, TlsFault> {
+        let watched = vec![authorities.clone()];
+        let build = move || {
+            let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+            let builder = builder.map_err(parts)?.with_root_certificates(authority(&authorities)?);
+            let mut config = builder.with_no_client_auth();
+            config.alpn_protocols = vec![ALPN.to_vec()];
+            Ok(config)
+        };
+        Self::load(watched, Box::new(build))
     }
 }
 
 impl ServerTls {
-    /// Reads a server's files. Every client has to show a certificate.
+    /// Reads a server's files.
     ///
     /// # Errors
     /// A file cannot be read, or the files do not fit together.
-    pub fn server(files: Files) -> Result<Self, TlsFault> {
-        Self::load(files, |files| {
-            let authority = Arc::new(authority(&files.authority)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(authority, provider()).build();
+    pub fn server(files: ServerFiles) -> Result<Self, TlsFault> {
+        let mut watched = vec![files.certificate.clone(), files.private_key.clone()];
+        watched.extend(files.clients.authority().cloned());
+        let build = move || {
             let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-            let builder = builder.map_err(parts)?.with_client_cert_verifier(verifier.map_err(parts)?);
+            let builder = builder.map_err(parts)?.with_client_cert_verifier(verifier(&files.clients)?);
             let (chain, key) = (certificates(&files.certificate)?, private_key(&files.private_key)?);
+            #[cfg(feature = "keyservice")]
+            expiry::tell("server", &chain);
             let mut config = builder.with_single_cert(chain, key).map_err(parts)?;
             config.alpn_protocols = vec![ALPN.to_vec()];
             Ok(config)
-        })
+        };
+        Self::load(watched, Box::new(build))
     }
 }
 
@@ -183,6 +245,17 @@ pub fn incoming(listener: TcpListener, tls: Arc<ServerTls>) -> ReceiverStream<io
     ReceiverStream::new(connections)
 }
 
+/// Who looks at a client's certificate.
+fn verifier(clients: &Clients) -> Result<Arc<dyn ClientCertVerifier>, TlsFault> {
+    let Some(path) = clients.authority() else { return Ok(WebPkiClientVerifier::no_client_auth()) };
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(authority(path)?), provider());
+    let builder = match clients {
+        Clients::CertifiedOrNot(_) => builder.allow_unauthenticated(),
+        Clients::Certified(_) | Clients::Anybody => builder,
+    };
+    builder.build().map_err(parts)
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
@@ -214,10 +287,10 @@ fn parts(error: impl fmt::Display) -> TlsFault {
 }
 
 /// Kubernetes swaps a Secret's files by a link, so the file behind each name is looked at.
-fn stamps(files: &Files) -> Vec<Stamp> {
+fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
     let stamp = |path: &PathBuf| {
         let metadata = fs::metadata(path).ok()?;
         Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size()))
     };
-    [&files.certificate, &files.private_key, &files.authority].map(stamp).to_vec()
+    files.iter().map(stamp).collect()
 }

@@ -1,5 +1,9 @@
-//! Logs: to standard error, for people or machines. Only our own lines are told below warnings, so that no library
+//! What the program tells of itself: logs, and metrics.
+//!
+//! Logs go to standard error, for people or machines. Only our own lines are told below warnings, so that no library
 //! can write a request's body.
+
+pub mod metrics;
 
 use std::io::{self, IsTerminal};
 
@@ -23,5 +27,7 @@ pub fn start(level: LevelFilter, format: LogFormat) {
 /// What is told at a level: our own lines, and of every library only its warnings.
 #[must_use]
 pub fn filter(level: LevelFilter) -> Targets {
-    Targets::new().with_default(LevelFilter::WARN.min(level)).with_target("coffer", level)
+    // An answer that it cannot read, kube-client writes down whole, and it may be a Secret or the review of a token.
+    let silent = Targets::new().with_target("kube_client", LevelFilter::OFF);
+    silent.with_default(LevelFilter::WARN.min(level)).with_target("coffer", level)
 }
