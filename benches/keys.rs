@@ -214,7 +214,7 @@ fn client(folder: &Path, server: &keyservice::KeyService) -> Result<Remote> {
     let file = |name: &str| folder.join(name);
     let files = Files { certificate: file("node.crt"), private_key: file("node.key"), authority: file("ca.pem") };
     let (name, tls) = (ServerName::try_from("localhost")?, Arc::new(ClientTls::client(files)?));
-    Ok(Remote::at(Address::Tls { authority: authority.to_owned(), name, tls }))
+    Ok(Remote::at(Address::Tls { authority: authority.to_owned(), name, tls, token: None }))
 }
 
 /// Records of volumes that nobody has staged yet, once the service answers.

@@ -30,7 +30,7 @@ use coffer::{
     secret::LocalKek,
     server::{
         Reach, listen_unix,
-        tls::{ClientTls, Files, ServerTls, incoming},
+        tls::{ClientTls, Clients, Files, ServerFiles, ServerTls, incoming},
     },
     volume::{Content, FsType, Parameters, VolumeId},
 };
@@ -43,6 +43,11 @@ use uuid::Uuid;
 
 fn soon() -> Deadline {
     Deadline::within(Duration::from_secs(20))
+}
+
+/// Time enough for one answer, and for little asking again.
+fn at_once() -> Deadline {
+    Deadline::within(Duration::from_secs(1))
 }
 
 fn id(text: &str) -> VolumeId {
@@ -145,6 +150,8 @@ impl Authority {
 async fn serve_tls(inner: Arc<dyn KeyService>, audit: Written, files: Files) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
+    let Files { certificate, private_key, authority } = files;
+    let files = ServerFiles { certificate, private_key, clients: Clients::Certified(authority) };
     let tls = Arc::new(ServerTls::server(files).expect("the files fit together"));
     let server = KeyServiceServer::new(Server::new(inner, Arc::new(Audit::to(audit)), Vec::new()));
     let service = tonic::transport::Server::builder().add_service(server);
@@ -166,7 +173,7 @@ fn serve_unix(inner: Arc<dyn KeyService>, audit: Written, uids: Vec<u32>) -> (Te
 fn over_tls(address: SocketAddr, files: Files) -> Remote {
     let tls = Arc::new(ClientTls::client(files).expect("the files fit together"));
     let name = ServerName::try_from("localhost").expect("a name");
-    Remote::at(Address::Tls { authority: address.to_string(), name, tls })
+    Remote::at(Address::Tls { authority: address.to_string(), name, tls, token: None })
 }
 
 fn over_unix(path: &Path) -> Remote {
@@ -299,7 +306,7 @@ async fn a_certificate_that_names_nobody_or_comes_from_elsewhere_gets_nothing() 
     // Their certificate is from elsewhere, or they do not trust ours: the handshake fails, and nothing is served.
     let mut forged = elsewhere.client("coffer://node/n1");
     forged.authority = authority.server().authority;
-    assert_eq!(refusal(over_tls(address, forged).get(&id("a"), soon()).await), Refusal::Unavailable);
+    assert_eq!(refusal(over_tls(address, forged).get(&id("a"), at_once()).await), Refusal::Unavailable);
     let mut mistrusting = authority.client("coffer://node/n1");
     mistrusting.authority = elsewhere.server().authority;
     assert_eq!(refusal(over_tls(address, mistrusting).get(&id("a"), soon()).await), Refusal::Unavailable);
@@ -333,7 +340,7 @@ async fn certificates_are_read_again_when_they_change() {
     client.get(&id("before"), soon()).await.expect("served with the new ones");
     let mut late = old.client("coffer://node/n1");
     late.authority = new_authority.server().authority;
-    assert_eq!(refusal(over_tls(address, late).get(&id("before"), soon()).await), Refusal::Unavailable);
+    assert_eq!(refusal(over_tls(address, late).get(&id("before"), at_once()).await), Refusal::Unavailable);
 }
 
 /// A key service that never answers.
@@ -383,7 +390,7 @@ async fn a_service_that_is_away_is_unavailable_and_found_again() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("key.sock");
     let client = over_unix(&path);
-    assert_eq!(refusal(client.get(&id("a"), soon()).await), Refusal::Unavailable);
+    assert_eq!(refusal(client.get(&id("a"), at_once()).await), Refusal::Unavailable);
     let listener = listen_unix(&path, Reach::Everybody).expect("a socket");
     let uid = rustix::process::getuid().as_raw();
     let server = Server::new(embedded(), Arc::new(Audit::to(Written::default())), vec![uid]);

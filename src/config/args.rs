@@ -1,5 +1,14 @@
 //! The command line. Each flag of a role can be given as an environment variable instead.
 
+#[cfg(all(feature = "controller", feature = "kubernetes"))]
+mod controller;
+
+#[cfg(feature = "keyservice")]
+mod keys;
+
+#[cfg(feature = "node")]
+mod node;
+
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -8,6 +17,16 @@ use crate::{
     config::{Faults, did_you_mean},
     volume::VolumeId,
 };
+
+#[cfg(all(feature = "controller", feature = "kubernetes"))]
+pub use controller::Controller;
+#[cfg(all(feature = "keyservice", feature = "kubernetes"))]
+pub use keys::Only;
+#[cfg(feature = "keyservice")]
+pub use keys::{Keys, KeysInit, NewKeys};
+
+#[cfg(feature = "node")]
+pub use node::{KeyServiceAddress, Node};
 
 const ENVIRONMENT_PREFIX: &str = "COFFER_";
 
@@ -44,6 +63,9 @@ pub enum Verb {
     /// Run the driver of a node, with keys from a key service.
     #[cfg(feature = "node")]
     Node(Node),
+    /// Run CSI's Controller for the local volumes of a cluster, with keys from a key service.
+    #[cfg(all(feature = "controller", feature = "kubernetes"))]
+    Controller(Controller),
     /// Run the key service.
     #[cfg(feature = "keyservice")]
     Keyservice(Keyservice),
@@ -70,6 +92,10 @@ pub enum Verb {
     #[cfg(feature = "keyservice")]
     #[command(subcommand)]
     Policy(Policy),
+    /// Check the audit log.
+    #[cfg(feature = "keyservice")]
+    #[command(subcommand)]
+    Audit(Audit),
 }
 
 /// Flags of `coffer dev`.
@@ -87,36 +113,6 @@ pub struct Dev {
     /// File with providers and the audit log [default: the cluster key alone, and an audit log on standard output].
     #[arg(long, env = "COFFER_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-}
-
-/// Flags of `coffer node`.
-#[derive(Args, Debug)]
-pub struct Node {
-    /// Socket on which CSI is served.
-    #[arg(long, env = "COFFER_LISTEN", value_name = "unix://PATH", value_parser = unix_path)]
-    pub listen: PathBuf,
-    /// Name of this node [default: the host's name].
-    #[arg(long, env = "COFFER_NODE_ID", value_name = "NAME")]
-    pub node_id: Option<String>,
-    /// Folder of local volumes.
-    #[arg(long, env = "COFFER_POOL_DIR", value_name = "DIR", default_value = "/var/lib/coffer/volumes")]
-    pub pool_dir: PathBuf,
-    /// Serve CSI's Controller for local volumes as well.
-    #[cfg(feature = "controller")]
-    #[arg(long, env = "COFFER_PROVISION_LOCAL")]
-    pub provision_local: bool,
-    /// Where the key service listens: unix://PATH or https://HOST:PORT.
-    #[arg(long, env = "COFFER_KEY_SERVICE", value_name = "ADDRESS")]
-    pub key_service: String,
-    /// Certificate that the node shows to the key service, PEM (https only).
-    #[arg(long, env = "COFFER_TLS_CERTIFICATE", value_name = "FILE")]
-    pub tls_certificate: Option<PathBuf>,
-    /// Private key of that certificate, PEM (https only).
-    #[arg(long, env = "COFFER_TLS_PRIVATE_KEY", value_name = "FILE")]
-    pub tls_private_key: Option<PathBuf>,
-    /// Authority of the key service's certificate, PEM (https only).
-    #[arg(long, env = "COFFER_TLS_AUTHORITY", value_name = "FILE")]
-    pub tls_authority: Option<PathBuf>,
 }
 
 /// Flags of `coffer keyservice`.
@@ -138,38 +134,6 @@ pub struct Where {
     /// The configuration file of a key service.
     #[arg(long, env = "COFFER_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-}
-
-/// `coffer keys …`
-#[derive(Debug, Subcommand)]
-pub enum Keys {
-    /// Make a cluster key, once: one that exists is never overwritten.
-    Init {
-        /// Folder that gets the key, as cluster-key.json.
-        #[arg(long, env = "COFFER_STATE_DIR", value_name = "DIR")]
-        state_dir: PathBuf,
-    },
-    /// Show each provider: its KEK, whether it can be used, and the records under it.
-    Status {
-        /// Providers and records.
-        #[command(flatten)]
-        place: Where,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// List the KEKs that records name.
-    List {
-        /// Providers and records.
-        #[command(flatten)]
-        place: Where,
-        /// Only what does not fit: KEKs that no provider has, providers that no record needs.
-        #[arg(long)]
-        orphans: bool,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 /// Flags of `coffer rewrap`.
@@ -236,6 +200,19 @@ pub enum Policy {
     },
 }
 
+/// `coffer audit …`
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// Check that no line was changed, cut out, put in or moved.
+    Verify {
+        /// The log; `-` for standard input.
+        file: PathBuf,
+        /// Pass over other lines: the log is a part of a container's.
+        #[arg(long)]
+        mixed: bool,
+    },
+}
+
 /// `coffer volumes …`
 #[derive(Debug, Subcommand)]
 pub enum Volumes {
@@ -291,6 +268,15 @@ pub enum Records {
         /// Only say what would be done.
         #[arg(long)]
         dry_run: bool,
+        /// Create records without opening them and checking their MACs first.
+        #[arg(long)]
+        no_verify: bool,
+    },
+    /// End well only where no volume has a key any more: before a key service is taken away.
+    ExpectNone {
+        /// Providers and records.
+        #[command(flatten)]
+        place: Where,
     },
     /// Unwrap every record's key and check its MAC.
     Verify {

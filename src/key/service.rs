@@ -171,6 +171,15 @@ pub enum KeyFailure {
         /// The thing.
         what: String,
     },
+    /// Whoever knows which node holds the volume does not answer.
+    #[error("nobody can say now which node holds volume {volume_id}")]
+    Holder {
+        /// The volume.
+        volume_id: VolumeId,
+        /// The finding.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The request names what is not configured, or what makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -262,7 +271,7 @@ impl KeyFailure {
             Self::Denied { .. } => Refusal::Denied,
             Self::Invalid(_) => Refusal::Invalid,
             Self::Kms { refusal, .. } | Self::Store { refusal, .. } => *refusal,
-            Self::Audit(_) => Refusal::Unavailable,
+            Self::Audit(_) | Self::Holder { .. } => Refusal::Unavailable,
             Self::Deadline => Refusal::Deadline,
             Self::Broken => Refusal::Fault,
             Self::Remote { refusal, .. } => *refusal,

@@ -4,9 +4,10 @@
 //! |---|---|
 //! | this process, or an allowed uid on the unix socket | everything |
 //! | a node, by its certificate | everything, for volumes that are bound to it or to no node; create and destroy only what is bound to it |
-//! | a controller, by its certificate | create, describe, destroy, list; never a key |
+//! | a node, by its pod's token | a key and the steps of formatting, for volumes that are bound to it or to no node and that the API server says it holds; describe, also for those that are bound to it |
+//! | a controller, by its certificate or its pod's token | create, describe, destroy, list; never a key |
 
-use std::{fmt, sync::Arc};
+use std::{error::Error, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -17,7 +18,10 @@ use crate::{
         derive::Tag,
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, VolumeKey},
     },
-    keyservice::audit::{Audit, Operation},
+    keyservice::{
+        audit::{Audit, Operation, Pod, Who},
+        kubernetes::Authority,
+    },
     volume::VolumeId,
 };
 
@@ -32,6 +36,15 @@ pub enum Caller {
     Node(String),
     /// A controller, by its certificate.
     Controller(String),
+    /// A node, by the token of a pod on it.
+    NodePod {
+        /// The node that the token names.
+        node: String,
+        /// The pod that it is bound to.
+        pod: Pod,
+    },
+    /// A controller, by its pod's token.
+    ControllerPod(Pod),
 }
 
 impl fmt::Display for Caller {
@@ -39,8 +52,8 @@ impl fmt::Display for Caller {
         match self {
             Self::Process => f.write_str("process"),
             Self::Uid(uid) => write!(f, "uid:{uid}"),
-            Self::Node(name) => write!(f, "node:{name}"),
-            Self::Controller(name) => write!(f, "controller:{name}"),
+            Self::Node(name) | Self::NodePod { node: name, .. } => write!(f, "node:{name}"),
+            Self::Controller(name) | Self::ControllerPod(Pod { name, .. }) => write!(f, "controller:{name}"),
         }
     }
 }
@@ -63,6 +76,45 @@ impl Caller {
         let named = |prefix: &str| uri.strip_prefix(prefix).filter(|name| !name.is_empty()).map(str::to_owned);
         named(NODE_URI).map(Self::Node).or_else(|| named(CONTROLLER_URI).map(Self::Controller))
     }
+
+    /// The node that it is, where it is one.
+    #[must_use]
+    pub fn node(&self) -> Option<&str> {
+        match self {
+            Self::Node(name) | Self::NodePod { node: name, .. } => Some(name),
+            Self::Process | Self::Uid(_) | Self::Controller(_) | Self::ControllerPod(_) => None,
+        }
+    }
+
+    /// What the audit log says of it.
+    #[must_use]
+    pub fn who(&self) -> Who {
+        let pod = match self {
+            Self::NodePod { pod, .. } | Self::ControllerPod(pod) => Some(pod.clone()),
+            Self::Process | Self::Uid(_) | Self::Node(_) | Self::Controller(_) => None,
+        };
+        Who { name: self.to_string(), pod }
+    }
+}
+
+/// Why a node does not hold a volume: what is to be said behind the volume's id.
+#[derive(Debug, thiserror::Error)]
+pub enum Unheld {
+    /// The cluster has no such volume.
+    #[error("which no PersistentVolume of the cluster is")]
+    NoVolume,
+    /// Its PersistentVolume is of a driver whose volumes have no keys here.
+    #[error("whose PersistentVolume is of driver {0}")]
+    Driver(String),
+    /// Neither is it attached to the node, nor does it require it.
+    #[error("which is neither attached to it nor its own by node affinity")]
+    Elsewhere,
+    /// It is going.
+    #[error("whose VolumeAttachment to it is being deleted")]
+    Detaching,
+    /// The API server cannot be asked.
+    #[error("of which the API server cannot be asked")]
+    Unknown(#[source] Arc<dyn Error + Send + Sync>),
 }
 
 /// A key service for one caller: it gives what the caller may have, and writes down what was asked.
@@ -70,6 +122,8 @@ pub struct Guarded {
     inner: Arc<dyn KeyService>,
     audit: Arc<Audit>,
     caller: Caller,
+    who: Who,
+    authority: Option<Arc<Authority>>,
 }
 
 impl fmt::Debug for Guarded {
@@ -82,7 +136,14 @@ impl Guarded {
     /// A key service for this caller.
     #[must_use]
     pub fn new(inner: Arc<dyn KeyService>, audit: Arc<Audit>, caller: Caller) -> Self {
-        Self { inner, audit, caller }
+        let who = caller.who();
+        Self { inner, audit, caller, who, authority: None }
+    }
+
+    /// The same, with somebody who knows which node holds a volume. Without one a node that shows a token holds none.
+    #[must_use]
+    pub fn with_authority(self, authority: Option<Arc<Authority>>) -> Self {
+        Self { authority, ..self }
     }
 
     /// Writes down how an operation ended. What cannot be written down is not answered.
@@ -93,40 +154,42 @@ impl Guarded {
         outcome: Result<T, KeyFailure>,
         info: impl Fn(&T) -> Option<&KeyInfo>,
     ) -> Result<T, KeyFailure> {
-        let who = self.caller.to_string();
         match &outcome {
-            Ok(done) => self.audit.done(&who, operation, volume_id, info(done)),
-            Err(failure) => self.audit.not_done(&who, operation, volume_id, failure),
+            Ok(done) => self.audit.done(&self.who, operation, volume_id, info(done)),
+            Err(failure) => self.audit.not_done(&self.who, operation, volume_id, failure),
         }
         .map_err(KeyFailure::Audit)?;
         outcome
     }
 
     fn deny<T>(&self, what: impl Into<String>) -> Result<T, KeyFailure> {
-        Err(KeyFailure::Denied { who: self.caller.to_string(), what: what.into() })
+        Err(KeyFailure::Denied { who: self.who.name.clone(), what: what.into() })
     }
 
-    /// Refuses a volume that the caller may not use the key of. `generation` is the one that the caller speaks of: a
-    /// record of another one may be bound to another node by now.
+    /// Refuses a volume that the caller may not use the key of, and returns what was looked at. `generation` is the one
+    /// that the caller speaks of: a record of another one may be bound to another node by now.
     async fn expect_user(
         &self,
         volume_id: &VolumeId,
         generation: Option<u32>,
         deadline: Deadline,
-    ) -> Result<(), KeyFailure> {
+    ) -> Result<Option<KeyInfo>, KeyFailure> {
         match &self.caller {
-            Caller::Process | Caller::Uid(_) => Ok(()),
-            Caller::Controller(_) => self.deny(format!("the key of volume {volume_id}")),
-            Caller::Node(_) => {
+            Caller::Process | Caller::Uid(_) => Ok(None),
+            Caller::Controller(_) | Caller::ControllerPod(_) => self.deny(format!("the key of volume {volume_id}")),
+            Caller::Node(_) | Caller::NodePod { .. } => {
                 match (self.inner.describe(volume_id, deadline).await?, generation) {
                     (Some(info), Some(generation)) if generation != info.generation => {
                         Err(KeyFailure::Superseded(volume_id.clone()))
                     }
-                    (Some(info), _) => self.expect_bound(&info),
+                    (Some(info), _) => {
+                        self.expect_holder(&info, deadline).await?;
+                        Ok(Some(info))
+                    }
                     // Nothing that a step could be taken on.
                     (None, Some(_)) => Err(KeyFailure::Missing(volume_id.clone())),
                     // The service says itself what there is not; what it gives is looked at again.
-                    (None, None) => Ok(()),
+                    (None, None) => Ok(None),
                 }
             }
         }
@@ -134,20 +197,39 @@ impl Guarded {
 
     /// Refuses a node that a volume is not bound to.
     fn expect_bound(&self, info: &KeyInfo) -> Result<(), KeyFailure> {
-        match (&self.caller, &info.node) {
-            (Caller::Node(name), Some(node)) if name != node => {
+        match (self.caller.node(), &info.node) {
+            (Some(name), Some(node)) if name != node => {
                 self.deny(format!("volume {}, which is bound to another node", info.volume_id))
             }
             _ => Ok(()),
         }
     }
 
+    /// Refuses a node that does not hold a volume. A certificate is as good as its record; who shows a token has to
+    /// hold the volume in the eyes of the API server as well.
+    async fn expect_holder(&self, info: &KeyInfo, deadline: Deadline) -> Result<(), KeyFailure> {
+        self.expect_bound(info)?;
+        let Caller::NodePod { node, .. } = &self.caller else { return Ok(()) };
+        let volume_id = &info.volume_id;
+        let Some(authority) = &self.authority else {
+            return self.deny(format!("volume {volume_id}: nobody here knows who holds it"));
+        };
+        match authority.expect_held(node, info, deadline).await {
+            Ok(()) => Ok(()),
+            Err(Unheld::Unknown(source)) => {
+                Err(KeyFailure::Holder { volume_id: volume_id.clone(), source: Box::new(source) })
+            }
+            Err(unheld) => self.deny(format!("volume {volume_id}, {unheld}")),
+        }
+    }
+
     /// Refuses a volume that the caller may not make or destroy.
     fn expect_owner(&self, volume_id: &VolumeId, node: Option<&str>) -> Result<(), KeyFailure> {
         match &self.caller {
-            Caller::Process | Caller::Uid(_) | Caller::Controller(_) => Ok(()),
+            Caller::Process | Caller::Uid(_) | Caller::Controller(_) | Caller::ControllerPod(_) => Ok(()),
             Caller::Node(name) if node == Some(name) => Ok(()),
             Caller::Node(_) => self.deny(format!("volume {volume_id}, which is not bound to it")),
+            Caller::NodePod { .. } => self.deny(format!("volume {volume_id} made or destroyed: controllers do that")),
         }
     }
 
@@ -157,10 +239,13 @@ impl Guarded {
     }
 
     async fn get_as_caller(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<VolumeKey, KeyFailure> {
-        self.expect_user(volume_id, None, deadline).await?;
+        let seen = self.expect_user(volume_id, None, deadline).await?;
         let key = self.inner.get(volume_id, deadline).await?;
         // The record may be a newer one than the one that was described.
-        self.expect_bound(&key.info)?;
+        match seen {
+            Some(seen) if seen.generation == key.info.generation => self.expect_bound(&key.info)?,
+            _ => self.expect_holder(&key.info, deadline).await?,
+        }
         Ok(key)
     }
 
@@ -169,11 +254,13 @@ impl Guarded {
         volume_id: &VolumeId,
         deadline: Deadline,
     ) -> Result<Option<KeyInfo>, KeyFailure> {
-        let info = self.inner.describe(volume_id, deadline).await?;
-        if let Some(info) = &info {
-            self.expect_bound(info)?;
+        let Some(info) = self.inner.describe(volume_id, deadline).await? else { return Ok(None) };
+        match &self.caller {
+            // A node has to learn that a key is gone, also when its volume is.
+            Caller::NodePod { node, .. } if info.node.as_ref() == Some(node) => {}
+            _ => self.expect_holder(&info, deadline).await?,
         }
-        Ok(info)
+        Ok(Some(info))
     }
 
     async fn destroy_as_caller(
@@ -182,6 +269,9 @@ impl Guarded {
         generation: u32,
         deadline: Deadline,
     ) -> Result<(), KeyFailure> {
+        if matches!(self.caller, Caller::NodePod { .. }) {
+            self.expect_owner(volume_id, None)?;
+        }
         if matches!(self.caller, Caller::Node(_)) {
             let Some(info) = self.inner.describe(volume_id, deadline).await? else { return Ok(()) };
             self.expect_owner(volume_id, info.node.as_deref())?;
@@ -218,7 +308,7 @@ impl KeyService for Guarded {
         deadline: Deadline,
     ) -> Result<KeyInfo, KeyFailure> {
         let outcome = match self.expect_user(volume_id, Some(generation), deadline).await {
-            Ok(()) => self.inner.begin_format(volume_id, generation, deadline).await,
+            Ok(_) => self.inner.begin_format(volume_id, generation, deadline).await,
             Err(denied) => Err(denied),
         };
         self.audited(Operation::BeginFormat, Some(volume_id), outcome, |info| Some(info))
@@ -232,7 +322,7 @@ impl KeyService for Guarded {
         deadline: Deadline,
     ) -> Result<KeyInfo, KeyFailure> {
         let outcome = match self.expect_user(volume_id, Some(attempt.generation), deadline).await {
-            Ok(()) => self.inner.mark_ready(volume_id, attempt, header, deadline).await,
+            Ok(_) => self.inner.mark_ready(volume_id, attempt, header, deadline).await,
             Err(denied) => Err(denied),
         };
         self.audited(Operation::MarkReady, Some(volume_id), outcome, |info| Some(info))
@@ -243,9 +333,12 @@ impl KeyService for Guarded {
         self.audited(Operation::Destroy, Some(volume_id), outcome, |()| None)
     }
 
-    /// A list is no key either. A node sees what is bound to it.
+    /// A list is no key either. A node sees what is bound to it; one that shows a token sees nothing.
     async fn list(&self, after: Option<&VolumeId>, limit: usize, deadline: Deadline) -> Result<Page, KeyFailure> {
-        let listed = self.inner.list(after, limit, deadline).await;
+        let listed = match &self.caller {
+            Caller::NodePod { .. } => self.deny("a list of volumes"),
+            _ => self.inner.list(after, limit, deadline).await,
+        };
         let mut page = match listed {
             Ok(page) => page,
             failed => return self.audited(Operation::List, None, failed, |_| None),

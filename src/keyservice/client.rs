@@ -1,17 +1,21 @@
-//! A key service at the other end of a wire.
+//! A key service at the other end of a wire: one of several that are alike, any of which may end at any moment.
 //!
-//! The connection is made when it is needed and made again when it broke. Over TLS both sides show certificates; ours
-//! are read again when their files change.
+//! The connection is made when it is needed and made again when it broke, to whoever answers at the address then. A
+//! request that got no answer is made again, for a while: each one is such that it can be (`key::service`). What the
+//! service itself says is an answer, also when it says that its KMS is away, and is handed on as it is.
+//!
+//! Over TLS both sides show certificates, or the caller shows a token; ours are read again when their files change.
 
-use std::{fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, fmt, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use backon::{BackoffBuilder, ExponentialBuilder};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::{
-    Request, Response, Status,
+    Code, Request, Response, Status, TimeoutExpired,
     transport::{Channel, Endpoint, Uri},
 };
 use tower::service_fn;
@@ -24,20 +28,31 @@ use crate::{
     },
     keyservice::{
         hpke::{HpkeFault, ReplyKey, SealedDek},
+        token::{self, Token},
         wire::Malformed,
     },
     proto::keyservice::{
         BeginFormatRequest, CreateKeyRequest, DescribeKeyRequest, DestroyKeyRequest, GetKeyRequest, ListKeysRequest,
         MarkReadyRequest, key_service_client::KeyServiceClient,
     },
-    server::tls::ClientTls,
+    server::{rpc, tls::ClientTls},
     volume::VolumeId,
 };
 
 /// How long a connection may take to be made.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
+const CONNECT_TIME: Duration = Duration::from_secs(3);
 /// How often a connection must show that there is still somebody at its other end.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// The first pause before a request is made again; the next ones double, with jitter.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// So long after the first time that nobody answered a request is still made again. With the time that a connection may
+/// take before and after it, a caller knows within about 10 seconds that there is nobody.
+const ALONE_TIME: Duration = Duration::from_secs(6);
+
+/// The header by which a service says when to ask again, in milliseconds.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Where a key service listens.
 #[derive(Debug)]
@@ -50,18 +65,32 @@ pub enum Address {
         authority: String,
         /// The name that its certificate must have.
         name: ServerName<'static>,
-        /// Our certificate and its authority.
+        /// Our certificate, where we show one, and its authority.
         tls: Arc<ClientTls>,
+        /// What proves who we are, where no certificate does.
+        token: Option<Token>,
     },
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tls { authority, .. } => write!(f, "https://{authority}"),
+        }
+    }
 }
 
 /// A key service over gRPC.
 #[derive(Clone)]
-pub struct Remote(KeyServiceClient<Channel>);
+pub struct Remote {
+    client: KeyServiceClient<Channel>,
+    address: Arc<Address>,
+}
 
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Remote")
+        f.debug_struct("Remote").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -76,9 +105,96 @@ impl Remote {
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
         let address = Arc::new(address);
-        let channel = endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| connect(address.clone())));
-        Self(KeyServiceClient::new(channel))
+        let to = address.clone();
+        let channel = endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| connect(to.clone())));
+        Self { client: KeyServiceClient::new(channel), address }
     }
+
+    /// Makes a request, connection and all, and makes it again while nobody answers, until the deadline or until it is
+    /// clear that there is nobody.
+    async fn ask<M: Clone, T, F: Future<Output = Result<Response<T>, Status>> + Send>(
+        &self,
+        message: M,
+        deadline: Deadline,
+        call: impl Fn(KeyServiceClient<Channel>, Request<M>) -> F,
+    ) -> Result<T, KeyFailure> {
+        let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
+        let mut pauses = pauses.without_max_times().with_jitter().build();
+        let mut alone_until = None;
+        loop {
+            let request = self.request(message.clone(), deadline)?;
+            let answered = tokio::time::timeout(deadline.left(), call(self.client.clone(), request)).await;
+            let status = match answered.map_err(|_| KeyFailure::Deadline)? {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => status,
+            };
+            let pause = pauses.next().map_or(LONGEST_PAUSE, |pause| pause.min(LONGEST_PAUSE));
+            // A pause that outlasts the caller would only hide what really happened.
+            let pause = match (Silence::of(&status), pushback(&status)) {
+                (None, Some(asked)) if asked.max(pause) < deadline.left() => asked.max(pause),
+                (None, _) => return Err(status.into()),
+                (Some(silence), _) => {
+                    let until = *alone_until.get_or_insert_with(|| Deadline::within(ALONE_TIME));
+                    if silence.is_for_good || pause >= deadline.left().min(until.left()) {
+                        let message = format!("no answer from {}: {}", self.address, silence.why);
+                        return Err(KeyFailure::Remote { refusal: Refusal::Unavailable, message });
+                    }
+                    tracing::debug!(address = %self.address, why = silence.why, "no answer; asking again");
+                    pause
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn request<M>(&self, message: M, deadline: Deadline) -> Result<Request<M>, KeyFailure> {
+        let mut request = Request::new(message);
+        request.set_timeout(deadline.left());
+        if let Address::Tls { token: Some(token), .. } = self.address.as_ref() {
+            let header = token.header().map_err(|fault| KeyFailure::Remote {
+                refusal: Refusal::Unavailable,
+                message: format!("it is not asked, because there is no token: {}", rpc::message(&fault)),
+            })?;
+            request.metadata_mut().insert(token::HEADER, header);
+        }
+        Ok(request)
+    }
+}
+
+/// When a service that was asked too often wants to be asked again (gRPC A6, client retry design: pushback).
+fn pushback(status: &Status) -> Option<Duration> {
+    let asked = status.metadata().get(PUSHBACK).filter(|_| status.code() == Code::ResourceExhausted)?;
+    asked.to_str().ok()?.parse().ok().map(Duration::from_millis)
+}
+
+/// A request to which nobody said anything.
+struct Silence {
+    why: String,
+    /// Whether the next moment would be like this one.
+    is_for_good: bool,
+}
+
+impl Silence {
+    /// What was made on this side of the wire has a source; what came over it has none. Only UNKNOWN is not always said
+    /// by the service, which never says it: it stands for an answer without an end, whose stream was reset.
+    fn of(status: &Status) -> Option<Self> {
+        let Some(source) = status.source() else {
+            let why = status.message().to_owned();
+            return (status.code() == Code::Unknown).then_some(Self { why, is_for_good: false });
+        };
+        let causes = || std::iter::successors(Some(source), |cause| (**cause).source());
+        if causes().any(|cause| cause.is::<TimeoutExpired>()) {
+            return None;
+        }
+        Some(Self { why: rpc::message(source), is_for_good: causes().any(is_mistrust) })
+    }
+}
+
+/// Whether it is that the other end's certificate is not one that we trust.
+fn is_mistrust(cause: &(dyn Error + 'static)) -> bool {
+    let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let fault = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(fault, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Either kind of stream, as one type for the transport.
@@ -88,28 +204,13 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Stream for 
 async fn connect(address: Arc<Address>) -> std::io::Result<TokioIo<Box<dyn Stream>>> {
     let stream: Box<dyn Stream> = match address.as_ref() {
         Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
-        Address::Tls { authority, name, tls } => {
+        Address::Tls { authority, name, tls, .. } => {
             let tcp = TcpStream::connect(authority).await?;
             tcp.set_nodelay(true)?;
             Box::new(TlsConnector::from(tls.current()).connect(name.clone(), tcp).await?)
         }
     };
     Ok(TokioIo::new(stream))
-}
-
-fn within<T>(message: T, deadline: Deadline) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(deadline.left());
-    request
-}
-
-/// The reply to a call, connection and all, before the deadline.
-async fn reply<T>(
-    call: impl Future<Output = Result<Response<T>, Status>> + Send,
-    deadline: Deadline,
-) -> Result<T, KeyFailure> {
-    let answered = tokio::time::timeout(deadline.left(), call).await.map_err(|_| KeyFailure::Deadline)?;
-    Ok(answered?.into_inner())
 }
 
 fn info(info: Option<crate::proto::keyservice::KeyInfo>) -> Result<KeyInfo, KeyFailure> {
@@ -136,20 +237,20 @@ impl KeyService for Remote {
             provider: new.provider.unwrap_or_default(),
             context: new.context.into_iter().collect(),
         };
-        info(reply(self.0.clone().create_key(within(request, deadline)), deadline).await?.info)
+        info(self.ask(request, deadline, |mut to, it| async move { to.create_key(it).await }).await?.info)
     }
 
     async fn get(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<VolumeKey, KeyFailure> {
         let key = ReplyKey::new().map_err(broken)?;
         let request = GetKeyRequest { volume_id: volume_id.to_string(), public_key: key.public_key().to_vec() };
-        let reply = reply(self.0.clone().get_key(within(request, deadline)), deadline).await?;
+        let reply = self.ask(request, deadline, |mut to, it| async move { to.get_key(it).await }).await?;
         let sealed = SealedDek { encapsulated_key: reply.encapsulated_key, ciphertext: reply.sealed_dek };
         Ok(VolumeKey { info: info(reply.info)?, dek: key.open(volume_id, sealed).map_err(broken)? })
     }
 
     async fn describe(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<KeyInfo>, KeyFailure> {
         let request = DescribeKeyRequest { volume_id: volume_id.to_string() };
-        let reply = reply(self.0.clone().describe_key(within(request, deadline)), deadline).await?;
+        let reply = self.ask(request, deadline, |mut to, it| async move { to.describe_key(it).await }).await?;
         Ok(reply.info.map(KeyInfo::try_from).transpose()?)
     }
 
@@ -160,7 +261,7 @@ impl KeyService for Remote {
         deadline: Deadline,
     ) -> Result<KeyInfo, KeyFailure> {
         let request = BeginFormatRequest { volume_id: volume_id.to_string(), generation };
-        info(reply(self.0.clone().begin_format(within(request, deadline)), deadline).await?.info)
+        info(self.ask(request, deadline, |mut to, it| async move { to.begin_format(it).await }).await?.info)
     }
 
     async fn mark_ready(
@@ -176,12 +277,12 @@ impl KeyService for Remote {
             format_attempt: attempt.number,
             header_mac: header.as_bytes().to_vec(),
         };
-        info(reply(self.0.clone().mark_ready(within(request, deadline)), deadline).await?.info)
+        info(self.ask(request, deadline, |mut to, it| async move { to.mark_ready(it).await }).await?.info)
     }
 
     async fn destroy(&self, volume_id: &VolumeId, generation: u32, deadline: Deadline) -> Result<(), KeyFailure> {
         let request = DestroyKeyRequest { volume_id: volume_id.to_string(), generation };
-        reply(self.0.clone().destroy_key(within(request, deadline)), deadline).await?;
+        self.ask(request, deadline, |mut to, it| async move { to.destroy_key(it).await }).await?;
         Ok(())
     }
 
@@ -190,7 +291,7 @@ impl KeyService for Remote {
             after: after.map(VolumeId::to_string).unwrap_or_default(),
             limit: u32::try_from(limit).unwrap_or(u32::MAX),
         };
-        let reply = reply(self.0.clone().list_keys(within(request, deadline)), deadline).await?;
+        let reply = self.ask(request, deadline, |mut to, it| async move { to.list_keys(it).await }).await?;
         let infos = reply.infos.into_iter().map(KeyInfo::try_from).collect::<Result<_, Malformed>>()?;
         let next = Some(reply.next).filter(|next| !next.is_empty()).map(|next| next.parse()).transpose();
         let malformed =

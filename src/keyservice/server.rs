@@ -1,4 +1,5 @@
-//! The key service's gRPC server: it finds out who calls, and hands the call to a guarded service.
+//! The key service's gRPC server: it finds out who calls, and hands the call to a guarded service. Who cannot be found
+//! out, or calls too often, is turned away here, and written down.
 
 use std::{fmt, sync::Arc};
 
@@ -6,6 +7,7 @@ use tokio::net::unix::UCred;
 use tokio_util::task::TaskTracker;
 use tonic::{
     Request, Response, Status, async_trait,
+    metadata::{MetadataMap, MetadataValue},
     transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
 };
 
@@ -13,9 +15,12 @@ use crate::{
     exec::Deadline,
     key::service::{Attempt, KeyFailure, KeyService, NewKey},
     keyservice::{
-        audit::{Audit, Operation},
+        audit::{Audit, Ending, Who},
         auth::{Caller, Guarded},
+        bearer::Unproven,
         hpke::{self, SealedDek},
+        kubernetes::Authority,
+        limit::{Limit, Strangers},
         wire,
     },
     proto::keyservice::{
@@ -28,12 +33,17 @@ use crate::{
 };
 
 const PAGE: usize = 500;
+/// When to come again, in milliseconds (gRPC A6, client retry design: pushback).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// The server.
 pub struct Server {
     inner: Arc<dyn KeyService>,
     audit: Arc<Audit>,
     allowed_uids: Vec<u32>,
+    authority: Option<Arc<Authority>>,
+    limit: Option<Limit>,
+    strangers: Strangers,
     tasks: TaskTracker,
 }
 
@@ -43,11 +53,26 @@ impl fmt::Debug for Server {
     }
 }
 
+/// A caller of whom nothing is known.
+enum Stranger {
+    /// He has shown nothing that proves who he is.
+    Unproven(Unproven),
+    /// He is somebody, told in words, and we let him in nowhere.
+    Nobody(String),
+}
+
 impl Server {
     /// A server in front of a key service; on a unix socket it serves these uids.
     #[must_use]
     pub fn new(inner: Arc<dyn KeyService>, audit: Arc<Audit>, allowed_uids: Vec<u32>) -> Self {
-        Self { inner, audit, allowed_uids, tasks: TaskTracker::new() }
+        let (authority, limit, strangers) = (None, None, Strangers::default());
+        Self { inner, audit, allowed_uids, authority, limit, strangers, tasks: TaskTracker::new() }
+    }
+
+    /// The same, over TLS also for callers who show a token, each of whose nodes may ask so often.
+    #[must_use]
+    pub fn with_authority(self, authority: Arc<Authority>, limit: Limit) -> Self {
+        Self { authority: Some(authority), limit: Some(limit), ..self }
     }
 
     /// What is still at work when the listener has ended: wait for it before the program ends.
@@ -66,43 +91,101 @@ impl Server {
     }
 
     /// What the caller of a request may have.
-    fn guarded<T>(&self, request: &Request<T>) -> Result<(Guarded, Deadline), Status> {
+    async fn guarded<T: Sync>(&self, request: &Request<T>) -> Result<(Guarded, Deadline), Status> {
+        let deadline = rpc::deadline(request.metadata());
+        let caller = self.caller(request, deadline).await.map_err(|stranger| self.turn_away(stranger))?;
+        self.expect_seldom(&caller)?;
+        let guarded = Guarded::new(self.inner.clone(), self.audit.clone(), caller);
+        Ok((guarded.with_authority(self.authority.clone()), deadline))
+    }
+
+    /// Who calls: by a token where there is one and somebody who knows whose it is, else by what the connection shows.
+    async fn caller<T: Sync>(&self, request: &Request<T>, deadline: Deadline) -> Result<Caller, Stranger> {
         let extensions = request.extensions();
-        let caller = if let Some(connection) = extensions.get::<TlsConnectInfo<TcpConnectInfo>>() {
+        if let Some(connection) = extensions.get::<TlsConnectInfo<TcpConnectInfo>>() {
+            if let (Some(authority), Some(token)) = (&self.authority, bearer(request.metadata())) {
+                return authority.caller(token, deadline).await.map_err(Stranger::Unproven);
+            }
             let certificates = connection.peer_certs();
             let certificate = certificates.as_ref().and_then(|chain| chain.first());
-            certificate
-                .and_then(|certificate| Caller::from_certificate(certificate))
-                .ok_or("a client whose certificate names no node and no controller".to_owned())
-        } else if let Some(connection) = extensions.get::<UdsConnectInfo>() {
-            match connection.peer_cred.as_ref().map(UCred::uid) {
-                Some(uid) if self.allowed_uids.contains(&uid) => Ok(Caller::Uid(uid)),
-                Some(uid) => Err(format!("uid:{uid}")),
-                None => Err("a process without credentials".to_owned()),
+            if self.authority.is_some() && certificate.is_none() {
+                return Err(Stranger::Unproven(Unproven::Missing));
             }
-        } else {
-            Err("a connection of an unknown kind".to_owned())
+            let nobody = || Stranger::Nobody("a client whose certificate names no node and no controller".to_owned());
+            return certificate.and_then(|certificate| Caller::from_certificate(certificate)).ok_or_else(nobody);
+        }
+        let Some(connection) = extensions.get::<UdsConnectInfo>() else {
+            return Err(Stranger::Nobody("a connection of an unknown kind".to_owned()));
         };
-        match caller {
-            Ok(caller) => {
-                let guarded = Guarded::new(self.inner.clone(), self.audit.clone(), caller);
-                Ok((guarded, rpc::deadline(request.metadata())))
-            }
-            Err(who) => {
-                let denied = KeyFailure::Denied { who: who.clone(), what: "any key".to_owned() };
-                if let Err(error) = self.audit.not_done(&who, Operation::Connect, None, &denied) {
-                    tracing::error!(%error, "the audit log cannot be written");
-                }
-                Err(rpc::status(denied))
-            }
+        match connection.peer_cred.as_ref().map(UCred::uid) {
+            Some(uid) if self.allowed_uids.contains(&uid) => Ok(Caller::Uid(uid)),
+            Some(uid) => Err(Stranger::Nobody(format!("uid:{uid}"))),
+            None => Err(Stranger::Nobody("a process without credentials".to_owned())),
         }
     }
+
+    /// What a stranger is told, once it is written down.
+    fn turn_away(&self, stranger: Stranger) -> Status {
+        let (who, ending, reason, status) = match stranger {
+            Stranger::Nobody(who) => {
+                let denied = KeyFailure::Denied { who: who.clone(), what: "any key".to_owned() };
+                (who, Ending::Refused, denied.to_string(), rpc::status(denied))
+            }
+            Stranger::Unproven(unproven) => {
+                // What the API server said is for us; what we say is for him.
+                let (told, reason) = (unproven.to_string(), rpc::message(&unproven));
+                let (ending, status) = match unproven {
+                    Unproven::Away(_) => (Ending::Failed, Status::unavailable(told)),
+                    Unproven::Missing
+                    | Unproven::Malformed
+                    | Unproven::Expired
+                    | Unproven::Audience(_)
+                    | Unproven::Account(_)
+                    | Unproven::NoPod
+                    | Unproven::NoNode
+                    | Unproven::Refused(_) => (Ending::Refused, Status::unauthenticated(told)),
+                };
+                ("unproven".to_owned(), ending, reason, status)
+            }
+        };
+        if let Some(untold) = self.strangers.tell() {
+            self.write_down(&Who::named(who), ending, &reason, untold);
+        }
+        status
+    }
+
+    /// Refuses a node that asks too often.
+    fn expect_seldom(&self, caller: &Caller) -> Result<(), Status> {
+        let (Some(limit), Some(node)) = (&self.limit, caller.node()) else { return Ok(()) };
+        let Err(too_often) = limit.admit(node) else { return Ok(()) };
+        let told = too_often.to_string();
+        if let Some(untold) = too_often.told {
+            self.write_down(&caller.who(), Ending::Refused, &told, untold);
+        }
+        let mut status = Status::resource_exhausted(told);
+        let pause = u64::try_from(too_often.retry_after.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        status.metadata_mut().insert(PUSHBACK, MetadataValue::from(pause));
+        Err(status)
+    }
+
+    /// What cannot be written down is refused all the same.
+    fn write_down(&self, who: &Who, ending: Ending, reason: &str, untold: u64) {
+        if let Err(error) = self.audit.turned_away(who, ending, reason, untold) {
+            tracing::error!(%error, "the audit log cannot be written");
+        }
+    }
+}
+
+/// The token of a request (RFC 6750, 2.1), where it has one.
+fn bearer(metadata: &MetadataMap) -> Option<&str> {
+    let (scheme, token) = metadata.get("authorization")?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
 }
 
 #[async_trait]
 impl key_service_server::KeyService for Server {
     async fn create_key(&self, request: Request<CreateKeyRequest>) -> Result<Response<CreateKeyResponse>, Status> {
-        let (guarded, deadline) = self.guarded(&request)?;
+        let (guarded, deadline) = self.guarded(&request).await?;
         let request = request.into_inner();
         let malformed = |_| Status::invalid_argument("parameters_json is not known");
         let new = NewKey {
@@ -122,7 +205,7 @@ impl key_service_server::KeyService for Server {
     }
 
     async fn get_key(&self, request: Request<GetKeyRequest>) -> Result<Response<GetKeyResponse>, Status> {
-        let (guarded, deadline) = self.guarded(&request)?;
+        let (guarded, deadline) = self.guarded(&request).await?;
         let GetKeyRequest { volume_id: text, public_key } = request.into_inner();
         let volume_id = volume_id(&text)?;
         // Looked at before the release is written down.
@@ -141,7 +224,7 @@ impl key_service_server::KeyService for Server {
         &self,
         request: Request<DescribeKeyRequest>,
     ) -> Result<Response<DescribeKeyResponse>, Status> {
-        let (guarded, deadline) = self.guarded(&request)?;
+        let (guarded, deadline) = self.guarded(&request).await?;
         let volume_id = volume_id(&request.into_inner().volume_id)?;
         let info = self.run(async move { guarded.describe(&volume_id, deadline).await }).await?;
         Ok(Response::new(DescribeKeyResponse { info: info.map(Into::into) }))
@@ -151,7 +234,7 @@ impl key_service_server::KeyService for Server {
         &self,
         request: Request<BeginFormatRequest>,
     ) -> Result<Response<BeginFormatResponse>, Status> {
-        let (guarded, deadline) = self.guarded(&request)?;
+        let (guarded, deadline) = self.guarded(&request).await?;
         let request = request.into_inner();
         let volume_id = volume_id(&request.volume_id)?;
         let info =
@@ -160,7 +243,7 @@ impl key_service_server::KeyService for Server {
     }
 
     async fn mark_ready(&self, request: Request<MarkReadyRequest>) -> Result<Response<MarkReadyResponse>, Status> {
-        let (guarded, deadline) = self.guarded(&request)?;
+        let (guarded, deadline) = self.guarded(&request).await?;
         let request = request.into_inner();
         let volume_id = volume_id(&request.volume_id)?;
         let tag = wire::tag(&request.header_mac).map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -170,7 +253,7 @@ impl key_service_server::KeyService for Server {
     }
 
     async fn destroy_key(&self, request: Request<DestroyKeyRequest>) -> Result<Response<DestroyKeyResponse>, Status> {
-        let (guarded, deadline) = self.guarded(&request)?;
+        let (guarded, deadline) = self.guarded(&request).await?;
         let request = request.into_inner();
         let (volume_id, generation) = (volume_id(&request.volume_id)?, request.generation);
         if generation == 0 {
@@ -181,7 +264,7 @@ impl key_service_server::KeyService for Server {
     }
 
     async fn list_keys(&self, request: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
-        let (guarded, deadline) = self.guarded(&request)?;
+        let (guarded, deadline) = self.guarded(&request).await?;
         let request = request.into_inner();
         let after = wire::some(request.after).map(|after| volume_id(&after)).transpose()?;
         let limit = match usize::try_from(request.limit) {

@@ -1,6 +1,6 @@
 //! `coffer keyservice`: keys, for nodes and controllers.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use coffer::{
@@ -8,16 +8,22 @@ use coffer::{
     config::{
         Faults,
         args::Keyservice,
-        file::{Environment, FileConfig},
+        file::{Environment, FileConfig, TlsConfig},
     },
-    key::embedded::Embedded,
-    keyservice::server::Server,
+    key::{
+        embedded::Embedded,
+        store::{DekStore, census, measured::Measured as MeasuredStore},
+    },
+    keyservice::{bearer::Settings, kubernetes::Authority, limit::Limit, server::Server},
     proto::keyservice::key_service_server::KeyServiceServer,
     server::{
         Reach,
+        http::{self, Health},
+        measured::Measured,
         tls::{ServerTls, incoming},
         told_to_end,
     },
+    telemetry::metrics,
 };
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -32,55 +38,82 @@ const END_TIME: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How long a connection may last: then its certificate is looked at again.
 const CONNECTION_AGE: Duration = Duration::from_secs(300);
+/// What a replica has to come to before requests are sent to it: its KEKs and its store were tried and it listens; and,
+/// in a cluster, it knows once who holds what. A watch that breaks later makes requests slower and nobody unready.
+const SERVING: &str = "key-service";
+const WATCHES: &str = "kubernetes-watches";
 
 /// `coffer keyservice`: keys, for nodes and controllers.
 pub(crate) async fn keyservice(args: Keyservice, environment: &Environment) -> Result<()> {
     let config = FileConfig::load(&args.config, environment)?;
     warn(&config);
-    let mut faults = Faults::default();
-    let at = args.config.display();
-    if config.unix.is_none() && config.tls.is_none() {
-        faults.add(format!("{at}: listen: is missing; expected unix, tls or both"));
+    if config.http.is_some() {
+        // Before anything that counts: certificates are read next, and say when they end.
+        metrics::start();
     }
-    let place = Place::of_config(&config, None).await.map_err(|found| faults.extend(found)).ok();
-    let tls = config.tls.as_ref().map(|tls| (tls.address, ServerTls::server(tls.files.clone())));
-    if let Some((_, Err(fault))) = &tls {
-        faults.add(format!("{at}: listen.tls: {fault}"));
+    let (mut place, tls) = open(&args, &config).await?;
+    let (health, end, mut tasks) = (Health::new(), CancellationToken::new(), JoinSet::new());
+    health.set_ready(SERVING, false);
+    if let Some(address) = config.http {
+        // A start that waits for a KMS is to be seen as one.
+        let pages = http::serve_on(bind(address).await?, health.clone(), end.clone());
+        tasks.spawn(async { pages.await.context("serve health and metrics") });
     }
-    let Some(mut place) = place else { return Err(faults.into()) };
-    faults.or(())?;
     place.expect_ready().await?;
     let Place { cluster_id, providers, store, policies, trials } = place;
 
     let audit = Arc::new(audit(config.audit_log.as_deref())?);
     let _trials = try_in_background(trials);
+    let store: Arc<dyn DekStore> = Arc::new(MeasuredStore::new(store));
+    if config.http.is_some() {
+        let counted = census::keep(store.clone(), end.clone());
+        tasks.spawn(async {
+            counted.await;
+            Ok(())
+        });
+    }
+    #[cfg(feature = "kubernetes")]
+    if config.store == Some(coffer::key::store::Settings::Kubernetes) {
+        let client = coffer::kubernetes::client().await?;
+        let stop = end.clone();
+        tasks.spawn(async move {
+            stop.run_until_cancelled(coffer::kubernetes::release::watch(client)).await;
+            Ok(())
+        });
+    }
     let inner = Arc::new(Embedded::new(cluster_id, providers, store).with_policies(policies));
-    let (end, mut listeners, mut work) = (CancellationToken::new(), JoinSet::new(), Vec::new());
+    let mut work = Vec::new();
     if let Some(unix) = config.unix {
         let listener = listen(&unix.path, Reach::Everybody)?;
         let server = Server::new(inner.clone(), audit.clone(), unix.allowed_uids);
         work.push(server.tasks());
-        listeners.spawn(serve(KeyServiceServer::new(server), UnixListenerStream::new(listener), end.clone()));
+        tasks.spawn(serve(KeyServiceServer::new(server), UnixListenerStream::new(listener), end.clone()));
     }
-    if let Some((socket_address, tls)) = tls {
-        let listener =
-            TcpListener::bind(socket_address).await.with_context(|| format!("listen on {socket_address}"))?;
+    if let Some((address, tls)) = tls {
+        let mut server = Server::new(inner, audit, Vec::new());
+        if let Some(settings) = config.kubernetes {
+            let limit = Limit::per_second(settings.requests_per_second);
+            let authority = authority(settings, &health, &mut tasks, end.clone()).await?;
+            server = server.with_authority(authority, limit);
+        }
+        let listener = bind(address).await?;
         tracing::info!(address = %listener.local_addr()?, "serving the key service over TLS");
-        let server = Server::new(inner, audit, Vec::new());
         work.push(server.tasks());
-        listeners.spawn(serve(KeyServiceServer::new(server), incoming(listener, Arc::new(tls?)), end.clone()));
+        tasks.spawn(serve(KeyServiceServer::new(server), incoming(listener, Arc::new(tls)), end.clone()));
     }
+    health.set_ready(SERVING, true);
     tokio::select! {
         told = told_to_end() => told?,
-        Some(ended) = listeners.join_next() => {
+        Some(ended) = tasks.join_next() => {
             ended??;
             anyhow::bail!("a listener ended by itself");
         }
     }
     tracing::info!("ending: what runs is finished");
+    health.set_ready(SERVING, false);
     end.cancel();
     let finished = async {
-        while let Some(ended) = listeners.join_next().await {
+        while let Some(ended) = tasks.join_next().await {
             ended??;
         }
         for tasks in work {
@@ -91,6 +124,63 @@ pub(crate) async fn keyservice(args: Keyservice, environment: &Environment) -> R
     };
     // A client that keeps its connection open keeps nobody from ending.
     tokio::time::timeout(END_TIME, finished).await.unwrap_or(Ok(()))
+}
+
+/// What the configuration opens. All that is wrong with it is told at once, and nothing is listened on before.
+async fn open(args: &Keyservice, config: &FileConfig) -> Result<(Place, Option<(SocketAddr, ServerTls)>)> {
+    let (mut faults, at) = (Faults::default(), args.config.display());
+    if config.unix.is_none() && config.tls.is_none() {
+        faults.add(format!("{at}: listen: is missing; expected unix, tls or both"));
+    }
+    let place = Place::of_config(config, None).await.map_err(|found| faults.extend(found)).ok();
+    let load = |tls: &TlsConfig| ServerTls::server(tls.files.clone()).map(|server| (tls.address, server));
+    let tls = config.tls.as_ref().map(load).transpose();
+    let tls = tls.map_err(|fault| faults.add(format!("{at}: listen.tls: {fault}"))).ok();
+    match (place, tls) {
+        (Some(place), Some(tls)) => Ok(faults.or((place, tls))?),
+        _ => Err(faults.into()),
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))
+}
+
+/// The API server as the authority over who calls; its watches are one of the tasks.
+#[cfg(feature = "kubernetes")]
+async fn authority(
+    settings: Settings,
+    health: &Health,
+    tasks: &mut JoinSet<Result<()>>,
+    end: CancellationToken,
+) -> Result<Arc<Authority>> {
+    let (authority, watches) = Authority::watch(coffer::kubernetes::client().await?, settings);
+    health.set_ready(WATCHES, false);
+    let (synced, health) = (authority.clone(), health.clone());
+    let telling = async move {
+        synced.synced().await;
+        health.set_ready(WATCHES, true);
+        std::future::pending().await
+    };
+    tasks.spawn(async move {
+        tokio::select! {
+            () = end.cancelled() => {}
+            () = watches => {}
+            () = telling => {}
+        }
+        Ok(())
+    });
+    Ok(authority)
+}
+
+#[cfg(not(feature = "kubernetes"))]
+async fn authority(
+    _: Settings,
+    _: &Health,
+    _: &mut JoinSet<Result<()>>,
+    _: CancellationToken,
+) -> Result<Arc<Authority>> {
+    Err(Faults::one("kubernetes: this program was built without Kubernetes").into())
 }
 
 /// Serves one listener until the end.
@@ -115,6 +205,7 @@ where
         + 'static,
 {
     let served = Transport::builder()
+        .layer(Measured)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .max_connection_age(CONNECTION_AGE)

@@ -1,6 +1,8 @@
 //! The roles that serve: each is put together here, from its configuration to its listeners, and runs until told to
 //! end.
 
+#[cfg(all(feature = "controller", feature = "kubernetes"))]
+mod controller;
 #[cfg(all(feature = "controller", feature = "keyservice"))]
 mod dev;
 #[cfg(feature = "keyservice")]
@@ -9,17 +11,21 @@ mod keyservice;
 mod node;
 
 use std::path::Path;
-#[cfg(feature = "keyservice")]
-use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt};
 
 use anyhow::{Context, Result};
 use coffer::server::{Reach, listen_unix};
 #[cfg(feature = "keyservice")]
-use coffer::{admin::place::Trial, config::file::FileConfig, keyservice::audit::Audit};
+use coffer::{
+    admin::place::Trial,
+    config::file::FileConfig,
+    keyservice::audit::{Audit, file},
+};
 use tokio::net::UnixListener;
 #[cfg(feature = "keyservice")]
 use tokio::task::JoinSet;
 
+#[cfg(all(feature = "controller", feature = "kubernetes"))]
+pub(crate) use controller::controller;
 #[cfg(all(feature = "controller", feature = "keyservice"))]
 pub(crate) use dev::dev;
 #[cfg(feature = "keyservice")]
@@ -31,12 +37,12 @@ fn listen(path: &Path, reach: Reach) -> Result<UnixListener> {
     listen_unix(path, reach).with_context(|| format!("listen on {}", path.display()))
 }
 
-/// The audit log: a file that is only appended to, or standard output.
+/// The audit log: on standard output, and in a file where one is named.
 #[cfg(feature = "keyservice")]
 fn audit(path: Option<&Path>) -> Result<Audit> {
-    let Some(path) = path else { return Ok(Audit::to(std::io::stdout())) };
-    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-    Ok(Audit::to(opened.with_context(|| format!("open audit log {}", path.display()))?))
+    let audit = Audit::to(std::io::stdout());
+    let Some(path) = path else { return Ok(audit) };
+    Ok(audit.and_to(file(path).with_context(|| format!("open audit log {}", path.display()))?))
 }
 
 /// What of a configuration does nothing, or is not wise.

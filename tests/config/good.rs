@@ -82,6 +82,7 @@ const STORES: &[&str] = &[
      prefix: p, createIfMissing: true, authorityHost: 'https://login.test', caFile: c, ipAddress: '::1', \
      auth: {type: client-secret, tenantId: t, clientId: c, clientSecretFile: s}",
     "type: azure-blob, accountUrl: 'https://a.test', container: records, auth: {type: managed-identity}",
+    "type: kubernetes",
     "type: azure-blob, accountUrl: 'https://a.test', container: records, auth: {type: workload-identity, tenantId: t, \
      clientId: c, tokenFile: f}",
 ];

@@ -4,12 +4,13 @@ use crate::expect_faults;
 
 /// What stands in the braces of the store, and the faults of its keys.
 pub(crate) const WRONG: &[(&str, &[&str])] = &[
-    ("path: p", &["type: is missing; expected filesystem, s3, gcs, azure-blob"]),
+    ("path: p", &["type: is missing; expected filesystem, s3, gcs, azure-blob, kubernetes"]),
     ("type: memory", &["type: memory is for tests only: every key would be lost with the process; name another store"]),
-    ("type: s4", &["type: \"s4\" is not one of filesystem, s3, gcs, azure-blob"]),
+    ("type: s4", &["type: \"s4\" is not one of filesystem, s3, gcs, azure-blob, kubernetes"]),
     ("type: filesystem", &["path: is missing; expected a path"]),
     ("type: filesystem, path: ''", &["path: is empty; expected a path"]),
     ("type: filesystem, path: p, bucket: b", &["bucket: belongs to store type s3 or gcs, and this is filesystem"]),
+    ("type: kubernetes, path: p", &["path: belongs to store type filesystem, and this is kubernetes"]),
     ("type: s3, region: eu-central-1", &["bucket: is missing; expected 3 to 63 of a-z, 0-9, . and -"]),
     (
         "type: s3, region: eu-central-1, bucket: Records",

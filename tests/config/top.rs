@@ -1,5 +1,9 @@
 //! Wrong files: the whole, the listeners, the names of providers.
 
+use std::time::Duration;
+
+use coffer::{keyservice::bearer::Account, server::tls::Clients};
+
 use crate::{expect_faults, read_with};
 
 /// A file, and its faults.
@@ -65,6 +69,37 @@ pub(crate) const WRONG: &[(&str, &[&str])] = &[
     ),
     ("provider: {type: cluster-key, file: f}\nlisten: []", &["listen: expected keys and values"]),
     (
+        "provider: {type: cluster-key, file: f}\nlisten: {http: here}",
+        &["listen.http: expected an IP address and a port, not \"here\""],
+    ),
+    (
+        "provider: {type: cluster-key, file: f}\nlisten: {unix: {path: /k, allowedUids: []}}\nkubernetes: {nodeAccounts: [a/b]}",
+        &["listen.tls: is missing; callers of Kubernetes come over TLS"],
+    ),
+    (
+        "provider: {type: cluster-key, file: f}\nkubernetes: {}",
+        &["kubernetes.nodeAccounts: is missing; expected a list of NAMESPACE/NAME"],
+    ),
+    (
+        "provider: {type: cluster-key, file: f}
+kubernetes: {audience: '', nodeAccounts: [], controllerAccounts: [node], drivers: [A], reviewExpiry: 10m, requestsPerSecond: 0}",
+        &[
+            "kubernetes.audience: is empty; expected 1 to 253 of A-Z, a-z, 0-9, -, ., _, : and /",
+            "kubernetes.nodeAccounts: is empty; expected a list of NAMESPACE/NAME",
+            "kubernetes.controllerAccounts: expected a list of NAMESPACE/NAME, not \"node\"",
+            "kubernetes.drivers: expected a list of names of CSI drivers, not \"A\"",
+            "kubernetes.reviewExpiry: 10m is too much; expected a length of time such as 10s, from 1s to 5m",
+            "kubernetes.requestsPerSecond: 0 is too little; expected a number from 1 to 10000",
+        ],
+    ),
+    (
+        "provider: {type: cluster-key, file: f}\nkubernetes: {nodeAccounts: [a/b, a/c], controllerAccounts: [a/c], nodeAcounts: []}",
+        &[
+            "kubernetes.controllerAccounts: a/c is one of nodeAccounts as well; an account is a node's or a controller's",
+            "kubernetes.nodeAcounts: is not known; did you mean nodeAccounts?",
+        ],
+    ),
+    (
         "provider: {type: cluster-key, file: f}\nauditLog: 7",
         &["auditLog: 7 is not text: put it in quotes; expected a path"],
     ),
@@ -101,4 +136,25 @@ fn what_is_not_yaml_is_told_as_such() {
         let faults = read_with(text, &[]).expect_err(text).to_string();
         assert!(faults.starts_with("/etc/coffer.yaml: it is not YAML: "), "{faults}");
     }
+}
+
+#[test]
+fn callers_of_kubernetes_need_no_authority_for_certificates_and_may_have_one() {
+    let listen = |more: &str| {
+        crate::read(&format!(
+            "provider: {{type: cluster-key, file: f}}
+listen: {{http: '0.0.0.0:9811', tls: {{address: '0.0.0.0:7443', certificate: a, privateKey: b{more}}}}}
+kubernetes: {{nodeAccounts: [coffer-system/coffer-node], controllerAccounts: []}}"
+        ))
+    };
+    let config = listen("");
+    assert_eq!(config.tls.map(|tls| tls.files.clients), Some(Clients::Anybody));
+    assert_eq!(config.http, Some("0.0.0.0:9811".parse().expect("an address")));
+    let settings = config.kubernetes.expect("the section is there");
+    assert_eq!((settings.audience.as_str(), settings.review_expiry), ("coffer", Duration::from_secs(10)));
+    assert_eq!((settings.drivers, settings.requests_per_second.get()), (vec!["coffer.csi".to_owned()], 50));
+    assert_eq!(settings.node_accounts, ["coffer-system/coffer-node".parse::<Account>().expect("an account")]);
+    assert!(settings.controller_accounts.is_empty());
+    let with = listen(", clientAuthority: ca.crt").tls.map(|tls| tls.files.clients);
+    assert_eq!(with, Some(Clients::CertifiedOrNot("/etc/ca.crt".into())));
 }

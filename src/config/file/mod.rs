@@ -4,6 +4,8 @@
 //! listen:
 //!   unix: { path: /run/coffer/keyservice.sock, allowedUids: [0] }
 //!   tls: { address: "127.0.0.1:7443", certificate: tls.crt, privateKey: tls.key, clientAuthority: ca.crt }
+//!   http: "127.0.0.1:9811"                          # health and metrics
+//! kubernetes: { nodeAccounts: [coffer-system/coffer-node] }   # callers show tokens of their ServiceAccounts
 //! providers:
 //!   main: { type: aws-kms, region: eu-central-1, keyId: alias/coffer }
 //!   lab: { type: local, keyFile: local.key, insecureLocalKey: true }
@@ -12,7 +14,7 @@
 //! store: { type: s3, bucket: coffer-keys, region: eu-central-1 }
 //! policies:
 //!   - { name: lab, match: { namespace: "lab-*" }, provider: lab }
-//! auditLog: /var/log/coffer/audit.log               # standard output where it is left out
+//! auditLog: /var/log/coffer/audit.log               # beside standard output
 //! ```
 //! Paths that are not absolute begin at the folder of the file. A key that the file leaves out comes from the
 //! environment, where the default provider has a variable for it, and else from the default. Secrets are never in the
@@ -27,6 +29,7 @@ mod aws;
 mod azure;
 mod family;
 mod google;
+mod kubernetes;
 mod listen;
 mod policy;
 mod provider;
@@ -40,6 +43,7 @@ mod value;
 use std::{
     collections::BTreeMap,
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -49,6 +53,7 @@ use uuid::Uuid;
 use crate::{
     config::Faults,
     key::{policy::Rule, store::Settings},
+    keyservice::bearer,
 };
 
 pub use listen::{TlsConfig, UnixConfig};
@@ -57,6 +62,7 @@ pub use reading::Asked;
 pub use reference::reference;
 pub use source::{Environment, Given, Source};
 
+use listen::{Listen, Proof};
 use provider::Providers;
 use reading::Reading;
 use section::Section;
@@ -68,6 +74,10 @@ pub struct FileConfig {
     pub unix: Option<UnixConfig>,
     /// A TLS listener, where there is to be one.
     pub tls: Option<TlsConfig>,
+    /// Where health and metrics are served.
+    pub http: Option<SocketAddr>,
+    /// How callers of a Kubernetes cluster are known, where there is one; then there is a TLS listener.
+    pub kubernetes: Option<bearer::Settings>,
     /// Providers by name; at least one.
     pub providers: BTreeMap<String, ProviderConfig>,
     /// The provider of new volumes: one of them.
@@ -116,7 +126,9 @@ impl FileConfig {
 }
 
 fn read_top(mut top: Section, reading: &mut Reading<'_>) -> FileConfig {
-    let (unix, tls) = listen::read(&mut top, reading);
+    let proof = if top.has("kubernetes") { Proof::Token } else { Proof::Certificate };
+    let Listen { unix, tls, http } = listen::read(&mut top, proof, reading);
+    let kubernetes = kubernetes::read(&mut top, reading);
     // Before the providers: the name of an AWS session holds it.
     let id_is_given = top.has("clusterId");
     reading.cluster_id = top.ask("clusterId", "a UUID").optional(reading, value::parsed);
@@ -139,6 +151,8 @@ fn read_top(mut top: Section, reading: &mut Reading<'_>) -> FileConfig {
     FileConfig {
         unix,
         tls,
+        http,
+        kubernetes,
         providers: by_name,
         default_provider: default,
         cluster_id,

@@ -22,7 +22,13 @@ use crate::{
 pub(super) static TYPES: Family<Settings> = Family {
     name: "store type",
     title: "Every store",
-    kinds: &[("filesystem", filesystem), ("s3", s3), ("gcs", gcs), ("azure-blob", azure_blob)],
+    kinds: &[
+        ("filesystem", filesystem),
+        ("s3", s3),
+        ("gcs", gcs),
+        ("azure-blob", azure_blob),
+        ("kubernetes", kubernetes),
+    ],
     refused: &[("memory", "is for tests only: every key would be lost with the process; name another store")],
 };
 
@@ -76,6 +82,12 @@ fn azure_blob(section: &mut Section, reading: &mut Reading<'_>) -> Option<Settin
     let access = azure::access(section, &azure::BLOB_AUTH, plain, reading);
     let account_url = account?.url;
     Some(Settings::AzureBlob(AzureBlob { account_url, container: container?, place, access: access? }))
+}
+
+/// It has no keys: the cluster is the one that the program runs in, or the one of its kubeconfig.
+fn kubernetes(section: &mut Section, _: &mut Reading<'_>) -> Option<Settings> {
+    section.title = "kubernetes";
+    Some(Settings::Kubernetes)
 }
 
 /// Reads what every store of objects has.
