@@ -85,6 +85,7 @@ fn summary(config: &FileConfig) -> String {
         Some(Settings::S3(_)) => "s3",
         Some(Settings::Gcs(_)) => "gcs",
         Some(Settings::AzureBlob(_)) => "azure-blob",
+        Some(Settings::Kubernetes) => "kubernetes",
     };
     format!("providers: {}; store: {store}; policies: {}", providers.join(", "), config.policies.len())
 }

@@ -1,6 +1,7 @@
 //! The operator's verbs, one file each. They print to standard output.
 
 pub mod answer;
+pub mod audit;
 pub mod config;
 pub mod keys;
 pub mod place;
@@ -8,12 +9,14 @@ pub mod policy;
 pub mod progress;
 pub mod records;
 pub mod rewrap;
+pub mod trail;
 #[cfg(feature = "controller")]
 pub mod volumes;
 
 use std::path::{Path, PathBuf};
 
 pub use place::Place;
+pub use trail::Trail;
 
 /// Where things lie in a state folder.
 #[derive(Clone, Debug)]

@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
+#[cfg(feature = "kubernetes")]
+use crate::key::store::kubernetes::VolumeKeys;
 use crate::{
     admin::{StateDir, keys},
     config::{
@@ -63,6 +65,9 @@ pub enum Trial {
     },
     /// A store of objects.
     Store(Arc<Objects>),
+    /// A store of custom resources.
+    #[cfg(feature = "kubernetes")]
+    VolumeKeys(Arc<VolumeKeys>),
 }
 
 impl fmt::Debug for Trial {
@@ -70,6 +75,8 @@ impl fmt::Debug for Trial {
         f.write_str(match self {
             Self::Kek { .. } => "Kek",
             Self::Store(_) => "Store",
+            #[cfg(feature = "kubernetes")]
+            Self::VolumeKeys(_) => "VolumeKeys",
         })
     }
 }
@@ -86,6 +93,11 @@ impl Trial {
             Self::Store(objects) => match objects.check(deadline).await {
                 Ok(()) => tracing::info!(store = ?objects, "the store honours preconditions"),
                 Err(failure) => tracing::warn!(store = ?objects, error = text(failure), "the store cannot be used"),
+            },
+            #[cfg(feature = "kubernetes")]
+            Self::VolumeKeys(keys) => match keys.check(deadline).await {
+                Ok(()) => tracing::info!(store = ?keys, "the store answers"),
+                Err(failure) => tracing::warn!(store = ?keys, error = text(failure), "the store cannot be used"),
             },
         }
     }
@@ -163,6 +175,13 @@ impl Place {
                     // A store that is away keeps nobody from starting: every write looks again.
                     Err(_) => later.push(trial),
                 },
+                // The same; and the custom resources may be installed after the program is.
+                #[cfg(feature = "kubernetes")]
+                Trial::VolumeKeys(keys) => {
+                    if keys.check(deadline).await.is_err() {
+                        later.push(trial);
+                    }
+                }
             }
         }
         self.trials = later;
@@ -243,6 +262,14 @@ async fn open_store(
         Some(store::Settings::S3(settings)) => settings.place.clone(),
         Some(store::Settings::Gcs(settings)) => settings.place.clone(),
         Some(store::Settings::AzureBlob(settings)) => settings.place.clone(),
+        #[cfg(feature = "kubernetes")]
+        Some(store::Settings::Kubernetes) => {
+            let keys = Arc::new(VolumeKeys::new(crate::kubernetes::client().await.map_err(text)?));
+            trials.push(Trial::VolumeKeys(keys.clone()));
+            return Ok(keys);
+        }
+        #[cfg(not(feature = "kubernetes"))]
+        Some(store::Settings::Kubernetes) => return Err("this build has no store of this type".to_owned()),
     };
     let Some(settings) = settings else { return Err("is missing".to_owned()) };
     let bucket = store::open_bucket(settings.clone()).await.map_err(text)?;

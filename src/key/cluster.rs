@@ -122,7 +122,7 @@ impl ClusterKeys {
         self.versions.get(&version)
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, ClusterKeyFault> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ClusterKeyFault> {
         let content = |text: String| ClusterKeyFault::Content(text);
         let file: File<'_> = serde_json::from_slice(bytes).map_err(|error| {
             // Its own words would show what stands there, which may be the key.
@@ -148,7 +148,7 @@ impl ClusterKeys {
         Ok(Self { cluster_id: file.cluster_id, current: file.current, versions })
     }
 
-    fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+    pub(crate) fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let encoded: Vec<_> = self
             .versions
             .iter()

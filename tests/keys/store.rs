@@ -47,10 +47,17 @@ async fn a_torn_or_foreign_file_is_never_read_as_a_record() {
     let read = store.get(&id("vol-1"), soon()).await;
     assert!(matches!(read, Err(StoreFailure::Fault { source: RecordFault::OtherVolume(_), .. })), "{read:?}");
     fs::write(folder.path().join("foreign.json"), "{}").expect("foreign");
-    // vol-1's file holds vol-2's record, and foreign.json holds none: neither is listed.
+    // vol-1's file holds vol-2's record, and foreign.json holds none: both are told, and neither is listed. What has not
+    // the name of a record is passed over.
+    fs::create_dir(folder.path().join("lost+found")).expect("a folder");
     store.create(&two, soon()).await.expect("created");
     let listed = store.list(None, 9, soon()).await.expect("it answers");
-    assert_eq!(listed, [two]);
+    assert_eq!(listed.records, [two.clone()]);
+    let names: Vec<_> = listed.refused.iter().map(|refused| refused.place.rsplit('/').next()).collect();
+    assert_eq!(names, [Some("foreign.json"), Some("vol-1.json")]);
+    assert!(matches!(listed.refused[1].source, RecordFault::OtherVolume(_)), "{listed:?}");
+    let next = store.list(Some(&two.volume_id), 9, soon()).await.expect("it answers");
+    assert!(next.records.is_empty() && next.refused.is_empty(), "told twice: {next:?}");
 }
 
 #[tokio::test]

@@ -117,7 +117,7 @@ pub async fn list(
     progress: &mut Progress,
     out: &mut impl Write,
 ) -> Result<(), ListFailure> {
-    let records = all(place.store.as_ref(), progress).await?;
+    let records = all(place.store.as_ref(), progress).await?.records;
     let mut by_kek: BTreeMap<(String, String), Vec<&Record>> = BTreeMap::new();
     for record in records.iter().filter(|record| record.key.is_some()) {
         by_kek.entry((record.provider.clone(), KeyInfo::from(record).kek_id)).or_default().push(record);
@@ -208,5 +208,8 @@ fn tell(place: &Place, listed: &Listed<'_>, out: &mut impl Write) -> io::Result<
             scopes.join(", ")
         )?;
     }
-    writeln!(out, "KEKs that no record names are not seen here: look for them in the KMS.")
+    writeln!(
+        out,
+        "KEKs that no record names are not seen here: look for them in the KMS (AWS: by the tag coffer-alias)."
+    )
 }

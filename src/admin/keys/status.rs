@@ -72,7 +72,7 @@ pub async fn status(
     progress: &mut Progress,
     out: &mut impl Write,
 ) -> Result<(), StatusFailure> {
-    let records = all(place.store.as_ref(), progress).await?;
+    let records = all(place.store.as_ref(), progress).await?.records;
     let currents = Currents::ask(place, |_| true).await;
     let status = of(place, &currents, &records);
     match print {

@@ -2,7 +2,9 @@
 //!
 //! A store never overwrites: a record is created where none is, or replaced where the one that was read still lies.
 
+pub mod census;
 pub mod filesystem;
+pub mod measured;
 pub mod memory;
 pub mod object;
 pub mod settings;
@@ -11,6 +13,8 @@ pub mod settings;
 pub mod azure_blob;
 #[cfg(feature = "gcs")]
 pub mod gcs;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 #[cfg(feature = "s3")]
 pub mod s3;
 
@@ -49,6 +53,32 @@ pub struct Stored {
     pub record: Record,
     /// What it looked like.
     pub version: Version,
+}
+
+/// What a page of a list has found.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// The records, at most as many as were asked for.
+    pub records: Vec<Record>,
+    /// What lies among them under a record's name and is none. It takes no place in the page.
+    pub refused: Vec<Refused>,
+}
+
+impl From<Vec<Record>> for Listed {
+    fn from(records: Vec<Record>) -> Self {
+        Self { records, refused: Vec::new() }
+    }
+}
+
+/// What lies where a record should, and is not to be trusted: torn, edited, foreign, or another volume's.
+#[derive(Debug, thiserror::Error)]
+#[error("{place} is refused; restore it from a backup")]
+pub struct Refused {
+    /// Where it lies: for people.
+    pub place: String,
+    /// The finding.
+    #[source]
+    pub source: RecordFault,
 }
 
 /// Why a store did not do as it was asked.
@@ -165,6 +195,25 @@ impl StoreFailure {
 }
 
 impl StoreFailure {
+    /// One word for it, as metrics have it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Exists(_) => "exists",
+            Self::Stale(_) => "stale",
+            Self::Fault { .. } => "fault",
+            Self::Io { .. } => "io",
+            Self::NoBucket { .. } => "no-bucket",
+            Self::Denied { .. } => "denied",
+            Self::Unauthenticated { .. } => "unauthenticated",
+            Self::NoPreconditions { .. } => "no-preconditions",
+            Self::Refused { .. } => "refused",
+            Self::Throttled { .. } => "throttled",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Deadline { .. } => "deadline",
+        }
+    }
+
     /// What the caller of the key service can do about it.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
@@ -224,6 +273,8 @@ pub enum Settings {
     Gcs(settings::Gcs),
     /// `azure-blob`
     AzureBlob(settings::AzureBlob),
+    /// `kubernetes`: custom resources at the API server of the cluster that the program runs in, or of a kubeconfig.
+    Kubernetes,
 }
 
 /// Builds the bucket of a store of objects. Nothing is asked of any network yet.
@@ -263,14 +314,11 @@ pub trait DekStore: Send + Sync {
     /// [`StoreFailure::Stale`] where it is not that record any more; else the store does not answer.
     async fn replace(&self, record: &Record, version: Version, deadline: Deadline) -> Result<(), StoreFailure>;
 
-    /// At most `limit` records after the one of a volume id, in an order that is the store's own and does not change.
+    /// At most `limit` records after the one of a volume id, in an order that is the store's own and does not change;
+    /// fewer only where there are no more. What is no record is told beside them, once in all pages: a bad object hides
+    /// no good one. What is not named as a record is none of ours, and passed over.
     ///
     /// # Errors
-    /// The store does not answer. What is no record is left out, and told in the log.
-    async fn list(
-        &self,
-        after: Option<&VolumeId>,
-        limit: usize,
-        deadline: Deadline,
-    ) -> Result<Vec<Record>, StoreFailure>;
+    /// The store does not answer.
+    async fn list(&self, after: Option<&VolumeId>, limit: usize, deadline: Deadline) -> Result<Listed, StoreFailure>;
 }
