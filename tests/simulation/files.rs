@@ -202,6 +202,11 @@ impl Files for Host {
     async fn available(&self) -> io::Result<u64> {
         self.effect("measure the pool", |_| Ok(1 << 40), error(io::ErrorKind::Other)).await
     }
+
+    async fn names(&self) -> io::Result<Vec<String>> {
+        let act = |world: &mut World| Ok(self.machine(world).files.keys().cloned().collect());
+        self.effect("list the pool", act, error(io::ErrorKind::Other)).await
+    }
 }
 
 fn no_file(words: &'static str) -> Result<(), NoFile> {

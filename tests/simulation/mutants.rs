@@ -130,8 +130,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a-destroyed-key-stays",
         file: "src/csi/controller/volumes.rs",
-        sound: "        if let Some(info) = self.node.keys.describe(volume_id, deadline).await? {\n",
-        broken: "        if let Some(info) = self.node.keys.describe(volume_id, deadline).await?
+        sound: "        if let Some(info) = &info {\n",
+        broken: "        if let Some(info) = &info
             && !crate::mutant(\"a-destroyed-key-stays\")
         {\n",
     },

@@ -1,11 +1,11 @@
-//! CSI's Controller service for volumes of this node: local files, and devices that are there already.
+//! CSI's Controller service: local files, of this node or of a whole cluster's, and devices that are there already.
 //!
 //! The record is made before the file and destroyed before it, so that at every moment a file without a key is
-//! garbage and never the other way round.
+//! garbage and never the other way round. Where the files lie is behind a joint, `node::pool`.
 
 mod volumes;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use tonic::{Request, Response, Status, async_trait};
 
@@ -15,8 +15,12 @@ use crate::{
         node::signed,
         request::{self, Invalid, Range, class::class},
     },
-    key::service::KeyInfo,
-    node::{self, Form, header::Layout},
+    key::service::{KeyInfo, KeyService},
+    node::{
+        self, Form,
+        header::Layout,
+        pool::{Pools, Wanted, here::Here},
+    },
     proto::csi::{
         ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerGetCapabilitiesRequest,
         ControllerGetCapabilitiesResponse, ControllerServiceCapability, CreateVolumeRequest, CreateVolumeResponse,
@@ -36,33 +40,47 @@ const PAGE: usize = 500;
 const TOKEN_PREFIX: &str = "after:";
 
 /// The Controller service.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Controller {
-    node: Arc<node::Node>,
-    node_id: String,
+    keys: Arc<dyn KeyService>,
+    pools: Arc<dyn Pools>,
     gate: Gate,
 }
 
+impl fmt::Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Controller")
+    }
+}
+
 impl Controller {
-    /// The service for the volumes of one node.
+    /// The service for the volumes of one node, beside its driver.
     #[must_use]
     pub fn new(node: Arc<node::Node>, node_id: String, gate: Gate) -> Self {
-        Self { node, node_id, gate }
+        Self::over(node.keys.clone(), Arc::new(Here::of(node, node_id)), gate)
     }
 
-    fn is_here(&self, topology: &Topology) -> bool {
-        topology.segments.get(TOPOLOGY_KEY).is_none_or(|node| *node == self.node_id)
+    /// The service for the volumes of these pools.
+    #[must_use]
+    pub fn over(keys: Arc<dyn KeyService>, pools: Arc<dyn Pools>, gate: Gate) -> Self {
+        Self { keys, pools, gate }
     }
+}
 
-    fn expect_here(&self, requirement: Option<&TopologyRequirement>) -> Result<(), Status> {
-        let Some(requirement) = requirement.filter(|requirement| !requirement.requisite.is_empty()) else {
-            return Ok(());
-        };
-        if requirement.requisite.iter().any(|topology| self.is_here(topology)) {
-            return Ok(());
-        }
-        let here = format!("this is node {}, and the volume is required elsewhere", self.node_id);
-        Err(Status::resource_exhausted(here))
+/// The node that a topology names; none where it is any node's.
+fn node_of(topology: &Topology) -> Option<&str> {
+    topology.segments.get(TOPOLOGY_KEY).map(String::as_str)
+}
+
+/// On which nodes a volume may be. A topology that does not name our key is every node's.
+fn wanted(requirement: Option<&TopologyRequirement>) -> Wanted {
+    let Some(TopologyRequirement { requisite, preferred }) = requirement else { return Wanted::default() };
+    let nodes = |topologies: &[Topology]| -> Vec<Option<String>> {
+        topologies.iter().map(|topology| node_of(topology).map(str::to_owned)).collect()
+    };
+    Wanted {
+        preferred: nodes(preferred).into_iter().flatten().collect(),
+        allowed: nodes(requisite).into_iter().collect::<Option<Vec<_>>>().filter(|allowed| !allowed.is_empty()),
     }
 }
 
@@ -85,10 +103,10 @@ impl controller_server::Controller for Controller {
         if !request.mutable_parameters.is_empty() {
             return Err(Invalid::new("mutable_parameters are not supported").into());
         }
-        self.expect_here(request.accessibility_requirements.as_ref())?;
+        let wanted = wanted(request.accessibility_requirements.as_ref());
         let (controller, volume_id) = (self.clone(), VolumeId::for_name(&name));
         let work = async move {
-            let volume = controller.create(name, class, range, deadline).await?;
+            let volume = controller.create(name, class, range, wanted, deadline).await?;
             Ok::<_, Status>(CreateVolumeResponse { volume: Some(volume) })
         };
         self.gate.run("CreateVolume", Some(volume_id), work).await
@@ -150,6 +168,7 @@ impl controller_server::Controller for Controller {
         &self,
         request: Request<GetCapacityRequest>,
     ) -> Result<Response<GetCapacityResponse>, Status> {
+        let deadline = grpc::deadline(request.metadata());
         let request = request.into_inner();
         let capabilities = request.volume_capabilities.iter().map(|capability| request::capability(Some(capability)));
         let mut capabilities = capabilities.collect::<Result<Vec<_>, _>>()?;
@@ -160,11 +179,11 @@ impl controller_server::Controller for Controller {
             });
         }
         let class = class(&request.parameters, &capabilities)?;
-        let here = request.accessible_topology.as_ref().is_none_or(|topology| self.is_here(topology));
+        let node = request.accessible_topology.as_ref().and_then(node_of).map(str::to_owned);
         let controller = self.clone();
         let work = async move {
             let overhead = Layout::of(&class.parameters).overhead_bytes();
-            let available = if here { controller.node.pool.available().await? } else { 0 };
+            let available = controller.pools.available(node.as_deref(), deadline).await?;
             let available = available.saturating_sub(overhead) / MIB * MIB;
             Ok::<_, Status>(GetCapacityResponse {
                 available_capacity: signed(available),
@@ -237,5 +256,26 @@ fn validate(info: &KeyInfo, request: ValidateVolumeCapabilitiesRequest) -> Valid
             mutable_parameters: HashMap::new(),
         }),
         message: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::csi::node::topology;
+
+    fn requirement(requisite: Vec<Topology>, preferred: Vec<Topology>) -> TopologyRequirement {
+        TopologyRequirement { requisite, preferred }
+    }
+
+    #[test]
+    fn a_topology_that_names_no_node_is_every_nodes() {
+        let (n1, n2, other) = (topology("n1"), topology("n2"), Topology::default());
+        assert_eq!(wanted(None), Wanted::default());
+        assert_eq!(wanted(Some(&requirement(vec![], vec![n1.clone()]))).order(), ["n1"]);
+        let one_of = wanted(Some(&requirement(vec![n1.clone(), n2.clone()], vec![n2])));
+        assert_eq!(one_of.order(), ["n2", "n1"]);
+        assert!(!one_of.allows("n3"));
+        assert!(wanted(Some(&requirement(vec![n1, other], vec![]))).allows("n3"));
     }
 }

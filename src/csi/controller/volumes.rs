@@ -15,14 +15,14 @@ use crate::{
     },
     node::{
         header::Layout,
-        source::{BlockSource, Place, device::Device, local::PoolFailure},
+        pool::{Held, Needs, Placement, PoolsFailure, Wanted},
+        source::Place,
     },
     proto::csi::{
         ControllerExpandVolumeResponse, DeleteVolumeResponse, ListVolumesResponse, Volume, list_volumes_response::Entry,
     },
-    server::rpc as grpc,
     step::{Step, reached},
-    volume::{MIB, MapperName, Parameters, VolumeId},
+    volume::{MIB, Parameters, VolumeId},
 };
 
 /// The size of a volume for which none is asked, in bytes.
@@ -34,30 +34,31 @@ impl Controller {
         name: String,
         class: Class,
         range: Range,
+        wanted: Wanted,
         deadline: Deadline,
     ) -> Result<Volume, Status> {
         let volume_id = VolumeId::for_name(&name);
         let overhead = Layout::of(&class.parameters).overhead_bytes();
-        let existing = self.node.keys.describe(&volume_id, deadline).await?;
+        let existing = self.keys.describe(&volume_id, deadline).await?;
         let device_bytes = match &class.place {
             Place::Device(path) => {
-                let bytes = self.device_bytes(&volume_id, path, &class.parameters).await?;
+                let bytes = self.pools.device_bytes(&volume_id, path).await?.saturating_sub(overhead);
                 expect_size(path, bytes, &class.parameters, range, existing.is_some())?;
                 Some(bytes)
             }
             Place::Local => None,
         };
         let bytes = size(&class.parameters, range)?;
-        if existing.is_none() && class.place == Place::Local {
-            self.expect_no_file(&volume_id).await?;
-            // Asked before the record is made, so that a volume that cannot fit leaves no trace.
-            self.expect_room(bytes + overhead).await?;
-        }
+        let needs = match &class.place {
+            Place::Device(path) => Needs::Device(path),
+            Place::Local => Needs::File(bytes + overhead),
+        };
+        let node = self.place(&volume_id, needs, &wanted, existing, deadline).await?;
         let new = NewKey {
             volume_id: volume_id.clone(),
             name,
             parameters: class.parameters,
-            node: Some(self.node_id.clone()),
+            node: Some(node.clone()),
             tenant: class.tenant,
             storage_class: class.storage_class,
             claim: class.claim,
@@ -65,11 +66,11 @@ impl Controller {
             provider: class.provider,
             context: class.context,
         };
-        let info = self.node.keys.create(new, deadline).await?;
+        let info = self.keys.create(new, deadline).await?;
         reached(Step::KeyCreated, &volume_id);
         let bytes = match device_bytes {
             Some(bytes) => bytes,
-            None => self.create_file(&info, bytes + overhead, range, deadline).await? - overhead,
+            None => self.create_file(&info, &node, bytes + overhead, range, deadline).await? - overhead,
         };
         reached(Step::FileCreated, &volume_id);
         Ok(Volume {
@@ -77,19 +78,47 @@ impl Controller {
             volume_id: volume_id.to_string(),
             volume_context: request::context(&class.place),
             content_source: None,
-            accessible_topology: vec![topology(&self.node_id)],
+            accessible_topology: vec![topology(&node)],
         })
+    }
+
+    /// The node for a new volume. A record that the pools say is of no use is destroyed.
+    async fn place(
+        &self,
+        volume_id: &VolumeId,
+        needs: Needs<'_>,
+        wanted: &Wanted,
+        mut existing: Option<KeyInfo>,
+        deadline: Deadline,
+    ) -> Result<String, Status> {
+        let mut placed = self.pools.place(volume_id, needs, wanted, existing.as_ref(), deadline).await;
+        if matches!(placed, Err(PoolsFailure::NoRecord(_))) {
+            // Another controller may have made both since the record was looked for.
+            existing = self.keys.describe(volume_id, deadline).await?;
+            if existing.is_some() {
+                placed = self.pools.place(volume_id, needs, wanted, existing.as_ref(), deadline).await;
+            }
+        }
+        let placement = placed?;
+        if let (Placement::Anew(_) | Placement::Nowhere(_), Some(info)) = (&placement, &existing) {
+            self.keys.destroy(volume_id, info.generation, deadline).await?;
+        }
+        match placement {
+            Placement::At(node) | Placement::Anew(node) => Ok(node),
+            Placement::Nowhere(reason) => Err(reason.into()),
+        }
     }
 
     async fn create_file(
         &self,
         info: &KeyInfo,
+        node: &str,
         file_bytes: u64,
         range: Range,
         deadline: Deadline,
     ) -> Result<u64, Status> {
-        let (pool, overhead) = (&self.node.pool, Layout::of(&info.parameters).overhead_bytes());
-        let size = match (pool.size(&info.volume_id).await?, info.state) {
+        let overhead = Layout::of(&info.parameters).overhead_bytes();
+        let size = match (self.pools.size(&info.volume_id, deadline).await?, info.state) {
             (Some(size), _) => size,
             // A file in its place would be a blank volume where a user's data was.
             (None, State::Ready | State::Destroyed) => {
@@ -98,14 +127,16 @@ impl Controller {
                     info.volume_id
                 )));
             }
-            (None, State::Prepared | State::Formatting) => match pool.create(&info.volume_id, file_bytes).await {
-                Err(full @ PoolFailure::Full { .. }) => {
-                    // Nothing was ever written under this key.
-                    self.node.keys.destroy(&info.volume_id, info.generation, deadline).await?;
-                    return Err(full.into());
+            (None, State::Prepared | State::Formatting) => {
+                match self.pools.create(&info.volume_id, node, file_bytes, deadline).await {
+                    Err(full) if full.is_full() => {
+                        // Nothing was ever written under this key.
+                        self.keys.destroy(&info.volume_id, info.generation, deadline).await?;
+                        return Err(full.into());
+                    }
+                    created => created?,
                 }
-                created => created?,
-            },
+            }
         };
         if size < overhead || !range.allows(size - overhead) {
             return Err(Status::already_exists(format!(
@@ -117,59 +148,19 @@ impl Controller {
         Ok(size)
     }
 
-    async fn device_bytes(
-        &self,
-        volume_id: &VolumeId,
-        path: &std::path::Path,
-        parameters: &Parameters,
-    ) -> Result<u64, Status> {
-        let attached = Device::at(path, self.node.blocks.clone()).attach(volume_id).await;
-        let attached = attached
-            .map_err(|failure| Status::invalid_argument(format!("parameter device: {}", grpc::message(&failure))))?;
-        let size = self.node.blocks.size(&attached.path).await;
-        let size = size.map_err(|error| Status::internal(format!("measure {}: {error}", path.display())))?;
-        Ok(size.saturating_sub(Layout::of(parameters).overhead_bytes()))
-    }
-
-    /// A file without a record is what a deletion left that broke off, or what is left when records were lost.
-    async fn expect_no_file(&self, volume_id: &VolumeId) -> Result<(), Status> {
-        match self.node.pool.size(volume_id).await? {
-            None => Ok(()),
-            Some(_) => Err(Status::failed_precondition(format!(
-                "volume {volume_id} has a file in the pool and no key record: delete the volume if it is not needed, \
-                 or restore its record from a backup"
-            ))),
-        }
-    }
-
-    async fn expect_room(&self, needed: u64) -> Result<(), Status> {
-        let available = self.node.pool.available().await?;
-        if needed <= available {
-            return Ok(());
-        }
-        Err(Status::resource_exhausted(format!(
-            "{needed} bytes are needed and {available} are available in the pool of node {}",
-            self.node_id
-        )))
-    }
-
     pub(super) async fn delete(
         &self,
         volume_id: &VolumeId,
         deadline: Deadline,
     ) -> Result<DeleteVolumeResponse, Status> {
-        let mapping = self.node.blocks.mapping(&MapperName::of(volume_id)).await;
-        if mapping.map_err(|error| Status::internal(format!("look for mappings: {error}")))?.is_some() {
-            return Err(Status::failed_precondition(format!("volume {volume_id} is staged on node {}", self.node_id)));
-        }
-        self.node.pool.expect_unused(volume_id).await?;
+        self.pools.expect_unused(volume_id).await?;
         // No key, or a destroyed one: a deletion that broke off before the file was removed.
-        if let Some(info) = self.node.keys.describe(volume_id, deadline).await? {
-            self.node.keys.destroy(volume_id, info.generation, deadline).await?;
+        let info = self.keys.describe(volume_id, deadline).await?;
+        if let Some(info) = &info {
+            self.keys.destroy(volume_id, info.generation, deadline).await?;
         }
         reached(Step::KeyDestroyed, volume_id);
-        self.node.pool.remove(volume_id).await?;
-        reached(Step::FileRemoved, volume_id);
+        self.pools.remove(volume_id, info.as_ref(), deadline).await?;
         Ok(DeleteVolumeResponse {})
     }
 
@@ -181,7 +172,7 @@ impl Controller {
     ) -> Result<ControllerExpandVolumeResponse, Status> {
         let info = self.expect(volume_id, deadline).await?;
         let overhead = Layout::of(&info.parameters).overhead_bytes();
-        let now = self.node.pool.size(volume_id).await?;
+        let now = self.pools.size(volume_id, deadline).await?;
         let now =
             now.ok_or_else(|| Status::failed_precondition(format!("volume {volume_id} is not a local volume")))?;
         let wanted = match range.limit {
@@ -196,9 +187,9 @@ impl Controller {
                 range.limit.unwrap_or(u64::MAX)
             )));
         }
-        let size = self.node.pool.expand(volume_id, wanted.saturating_add(overhead)).await;
+        let size = self.pools.expand(volume_id, wanted.saturating_add(overhead), deadline).await;
         let size = size.map_err(|failure| match failure {
-            full @ PoolFailure::Full { .. } => Status::out_of_range(full.to_string()),
+            full if full.is_full() => Status::out_of_range(full.to_string()),
             other => other.into(),
         })?;
         reached(Step::FileGrown, volume_id);
@@ -211,17 +202,16 @@ impl Controller {
         most: usize,
         deadline: Deadline,
     ) -> Result<ListVolumesResponse, Status> {
-        let page = self.node.keys.list(after.as_ref(), most, deadline).await?;
+        let page = self.keys.list(after.as_ref(), most, deadline).await?;
         let mut entries = Vec::new();
-        for info in page.infos.iter().filter(|info| info.node.as_ref().is_none_or(|node| *node == self.node_id)) {
-            let size = self.node.pool.size(&info.volume_id).await?;
+        for Held { info, node, bytes } in self.pools.held(page.infos, deadline).await? {
             let overhead = Layout::of(&info.parameters).overhead_bytes();
             let volume = Volume {
-                capacity_bytes: signed(size.unwrap_or(0).saturating_sub(overhead)),
+                capacity_bytes: signed(bytes.unwrap_or(0).saturating_sub(overhead)),
                 volume_id: info.volume_id.to_string(),
                 volume_context: Default::default(),
                 content_source: None,
-                accessible_topology: vec![topology(&self.node_id)],
+                accessible_topology: vec![topology(&node)],
             };
             entries.push(Entry { volume: Some(volume), status: None });
         }
@@ -231,7 +221,7 @@ impl Controller {
 
     /// What the record of a volume says that there must be.
     pub(super) async fn expect(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<KeyInfo, Status> {
-        let info = self.node.keys.describe(volume_id, deadline).await?;
+        let info = self.keys.describe(volume_id, deadline).await?;
         info.ok_or_else(|| Status::not_found(format!("there is no volume {volume_id}")))
     }
 }
