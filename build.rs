@@ -1,4 +1,4 @@
-//! Compiles the two protocols without a `protoc`, and leaves `Debug` off every message that can carry a secret.
+//! Compiles the three protocols without a `protoc`, and leaves `Debug` off every message that can carry a secret.
 
 #![allow(clippy::print_stdout, reason = "a build script speaks to cargo on standard output")]
 
@@ -30,7 +30,8 @@ const SECRET: &[&str] = &[
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["csi/v1/csi.proto", "keyservice/v1/keyservice.proto"];
+    let files =
+        ["csi/v1/csi.proto", "keyservice/v1/keyservice.proto", "pluginregistration/v1/pluginregistration.proto"];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     let mut config = Config::new();

@@ -9,6 +9,7 @@
 //! | `admin` | the operator's verbs |
 //! | `csi` | the CSI protocol at the edge: requests become types, failures become codes |
 //! | [`keyservice`] | the key service over the wire, who may have what, and the audit log |
+//! | `kubernetes` | the API server: custom resources, and the local volumes of a whole cluster |
 //! | `node` | the work on a node: devices, LUKS headers, mappings, file systems, mounts |
 //! | [`key`] | keys: derivation, envelope, records, stores, and the joint to all of it |
 //! | [`exec`], [`step`], [`volume`], [`secret`], [`proto`] | programs, named steps, plain types, keys in memory, generated messages |
@@ -19,12 +20,16 @@
 
 #[cfg(feature = "keyservice")]
 pub mod admin;
+#[cfg(feature = "keyservice")]
+pub mod chain;
 pub mod config;
 #[cfg(feature = "node")]
 pub mod csi;
 pub mod exec;
 pub mod key;
 pub mod keyservice;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod proto;

@@ -59,6 +59,8 @@ async fn act(verb: Verb) -> Result<()> {
         Verb::Dev(args) => role::dev(args, &environment).await,
         #[cfg(feature = "node")]
         Verb::Node(args) => role::node(args).await,
+        #[cfg(all(feature = "controller", feature = "kubernetes"))]
+        Verb::Controller(args) => role::controller(args).await,
         #[cfg(feature = "keyservice")]
         Verb::Keyservice(args) => role::keyservice(args, &environment).await,
         #[cfg(all(feature = "controller", feature = "keyservice"))]
@@ -75,6 +77,8 @@ async fn act(verb: Verb) -> Result<()> {
         Verb::Config(verb) => operator::config(verb, &environment),
         #[cfg(feature = "keyservice")]
         Verb::Policy(verb) => operator::policy(verb, &environment),
+        #[cfg(feature = "keyservice")]
+        Verb::Audit(verb) => operator::audit(verb),
     }
 }
 

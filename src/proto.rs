@@ -38,6 +38,19 @@ pub mod keyservice {
     tonic::include_proto!("keyservice.v1");
 }
 
+/// The kubelet's plugin registration API, version 1.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from proto/pluginregistration/v1/pluginregistration.proto"
+)]
+pub mod registration {
+    tonic::include_proto!("pluginregistration");
+}
+
 redacted! {
     csi::CreateVolumeRequest,
     csi::DeleteVolumeRequest,

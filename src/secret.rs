@@ -90,6 +90,36 @@ key_type! {
     MacKey
 }
 
+/// Bytes in the key of dm-crypt's plain mode for AES-256 in XTS mode: two keys of 256 bits (IEEE 1619).
+pub const THROW_AWAY_KEY_BYTES: usize = 64;
+
+/// The key of one ephemeral volume: 64 random bytes that no header and no record ever holds. It lives until the mapping
+/// is open; after that only the kernel has it, and nobody once the mapping is closed.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct ThrowAwayKey(Box<[u8; THROW_AWAY_KEY_BYTES]>);
+
+impl ThrowAwayKey {
+    /// Makes a key from the kernel's random source (getrandom(2)).
+    #[must_use]
+    pub fn random() -> Self {
+        let mut key = Self(Box::new([0; THROW_AWAY_KEY_BYTES]));
+        getrandom::fill(key.0.as_mut_slice()).expect("getrandom(2) gives 64 bytes once the kernel is up");
+        key
+    }
+
+    /// The 64 bytes, for the line that uses them.
+    #[must_use]
+    pub fn expose_secret(&self) -> &[u8; THROW_AWAY_KEY_BYTES] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ThrowAwayKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ThrowAwayKey(redacted)")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +129,7 @@ mod tests {
         let dek = Dek::born(|bytes| bytes.fill(0xab));
         assert_eq!(format!("{dek:?}"), "Dek(redacted)");
         assert_eq!(format!("{:?}", ClusterKey::random()), "ClusterKey(redacted)");
+        assert_eq!(format!("{:?}", ThrowAwayKey::random()), "ThrowAwayKey(redacted)");
     }
 
     #[test]
@@ -116,5 +147,9 @@ mod tests {
     #[test]
     fn two_random_keys_differ() {
         assert_ne!(Dek::random().expose_secret(), Dek::random().expose_secret());
+        let key = ThrowAwayKey::random();
+        assert_ne!(key.expose_secret(), ThrowAwayKey::random().expose_secret());
+        // XTS with two equal halves is no XTS.
+        assert_ne!(key.expose_secret()[..32], key.expose_secret()[32..]);
     }
 }

@@ -30,7 +30,7 @@ macro_rules! steps {
 steps! {
     /// CreateVolume: the record is stored; there is no file.
     KeyCreated = "key created",
-    /// CreateVolume: the file is there.
+    /// CreateVolume, or NodePublishVolume of an ephemeral volume: the file is there.
     FileCreated = "file created",
     /// NodeStageVolume has looked, and has something to do.
     Staging = "staging",
@@ -58,15 +58,15 @@ steps! {
     Ready = "ready",
     /// Unlock: the header is the one that the record knows.
     HeaderAuthenticated = "header authenticated",
-    /// The mapping is open, and the key dropped.
+    /// The mapping is open, and the key dropped; for an ephemeral volume nobody has that key any more.
     Opened = "opened",
     /// The file system is mounted.
     Mounted = "mounted",
-    /// NodeUnstageVolume: nothing of the volume is mounted.
+    /// NodeUnstageVolume, or NodeUnpublishVolume of an ephemeral volume: nothing of the volume is mounted.
     Unmounted = "unmounted",
-    /// NodeUnstageVolume: the mapping is closed.
+    /// The same: the mapping is closed.
     Closed = "closed",
-    /// NodeUnstageVolume: the device is detached, and the disk has what was written.
+    /// The same: the device is detached, and the disk has what was written to a volume that is not ephemeral.
     Detached = "detached",
     /// ControllerExpandVolume: the file has its new size.
     FileGrown = "file grown",
@@ -78,7 +78,7 @@ steps! {
     FilesystemGrown = "file system grown",
     /// DeleteVolume: the key is destroyed; the file is still there.
     KeyDestroyed = "key destroyed",
-    /// DeleteVolume: the file is gone.
+    /// DeleteVolume, or NodeUnpublishVolume of an ephemeral volume: the file is gone.
     FileRemoved = "file removed",
 }
 

@@ -84,6 +84,13 @@ fn wrong_words_end_with_64_and_help_does_not() {
     faults(&node(&["--key-service", "https://x:1"]), &["--tls-certificate"]);
     faults(&node(&["--key-service", "https://x"]), &["HOST:PORT"]);
     faults(&node(&["--key-service", "unix:///k", "--tls-authority", "/ca"]), &["no TLS"]);
+    faults(&node(&["--key-service", "unix:///k", "--token-file", "/t"]), &["--token-file"]);
+    let tls = |more: &[&str]| node(&[&["--key-service", "https://x:1", "--tls-authority", "/no/ca"], more].concat());
+    faults(&tls(&[]), &["--token-file or both"]);
+    faults(&tls(&["--token-file", "/t", "--tls-certificate", "/c"]), &["both of --tls-certificate"]);
+    faults(&tls(&["--token-file", "/t"]), &["/no/ca"]);
+    let unregistered = node(&["--key-service", "unix:///k", "--registration-socket", "/x"]);
+    faults(&unregistered, &["--registration-dir"]);
     let bad = coffer(&["node", "--listen", "unix:///x", "--key-service", "unix:///k", "--node-id", "a b"]);
     faults(&bad, &["--node-id"]);
     for words in [["--help"].as_slice(), &["--version"], &["dev", "--help"]] {

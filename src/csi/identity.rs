@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, async_trait};
 use crate::{
     csi::DRIVER_NAME,
     exec::Deadline,
-    key::service::KeyService,
+    key::service::{KeyService, Refusal},
     proto::csi::{
         GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
         PluginCapability, ProbeRequest, ProbeResponse, identity_server,
@@ -26,6 +26,8 @@ pub enum Services {
     Node,
     /// Identity, Node, and Controller for local volumes.
     NodeAndController,
+    /// Identity and Controller.
+    Controller,
 }
 
 /// The Identity service.
@@ -70,7 +72,9 @@ impl identity_server::Identity for Identity {
         let mut types = vec![service(service::Type::VolumeAccessibilityConstraints), Type::VolumeExpansion(online)];
         match self.services {
             Services::Node => {}
-            Services::NodeAndController => types.insert(0, service(service::Type::ControllerService)),
+            Services::NodeAndController | Services::Controller => {
+                types.insert(0, service(service::Type::ControllerService));
+            }
         }
         let capabilities = types.into_iter().map(|kind| PluginCapability { r#type: Some(kind) }).collect();
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
@@ -78,15 +82,13 @@ impl identity_server::Identity for Identity {
 
     /// Ready when the key service answers. What it answers does not matter: nobody asks for a key.
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        let nobody = VolumeId::for_name("probe");
-        let asked = self.keys.describe(&nobody, Deadline::within(PROBE_TIME)).await;
-        let ready = match asked {
-            Ok(_) => true,
-            Err(failure) => {
-                use crate::key::service::Refusal;
-                !matches!(failure.refusal(), Refusal::Unavailable | Refusal::Deadline | Refusal::Fault)
-            }
-        };
-        Ok(Response::new(ProbeResponse { ready: Some(ready) }))
+        Ok(Response::new(ProbeResponse { ready: Some(is_there(self.keys.as_ref()).await) }))
     }
+}
+
+/// Whether a key service answers, whatever it answers: it is asked about a volume that nobody has.
+pub async fn is_there(keys: &dyn KeyService) -> bool {
+    let asked = keys.describe(&VolumeId::for_name("probe"), Deadline::within(PROBE_TIME)).await;
+    let silent = |refusal| matches!(refusal, Refusal::Unavailable | Refusal::Deadline | Refusal::Fault);
+    !asked.is_err_and(|failure| silent(failure.refusal()))
 }

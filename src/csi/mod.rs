@@ -3,9 +3,11 @@
 //! Each RPC parses, takes the volume's lock, calls the work, and answers. The work runs in a task of its own, so a
 //! caller that hangs up does not leave it half done; its deadline does still hold.
 
+pub mod answers;
 pub mod identity;
 pub mod locks;
 pub mod node;
+pub mod registration;
 pub mod request;
 pub mod status;
 

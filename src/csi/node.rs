@@ -9,6 +9,7 @@ use crate::{
     node::{
         self,
         block::Access,
+        ephemeral::Ephemeral,
         failure::NodeFailure,
         publish::Publish,
         stage::Stage,
@@ -86,16 +87,34 @@ impl node_server::Node for Node {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let deadline = grpc::deadline(request.metadata());
         let request = request.into_inner();
         request::no_secrets(&request.secrets)?;
+        let volume_id = request::volume_id(&request.volume_id)?;
+        let access = if request.readonly { Access::ReadOnly } else { Access::ReadWrite };
+        let node = self.node.clone();
+        if let Some(attributes) = request::ephemeral::attributes(&request.volume_context)? {
+            let capability = request::capability(request.volume_capability.as_ref())?;
+            let ephemeral = Ephemeral {
+                volume_id: volume_id.clone(),
+                target_path: request::path("target_path", &request.target_path)?,
+                fs_type: attributes.fs_type(&capability.form)?,
+                bytes: attributes.bytes,
+                capability,
+                access,
+            };
+            let work = async move {
+                node.publish_ephemeral(&ephemeral, deadline).await.map(|()| NodePublishVolumeResponse {})
+            };
+            return self.gate.run("NodePublishVolume", Some(volume_id), work).await;
+        }
         let publish = Publish {
-            volume_id: request::volume_id(&request.volume_id)?,
+            volume_id: volume_id.clone(),
             staging_target_path: request::path("staging_target_path", &request.staging_target_path)?,
             target_path: request::path("target_path", &request.target_path)?,
             capability: request::capability(request.volume_capability.as_ref())?,
-            access: if request.readonly { Access::ReadOnly } else { Access::ReadWrite },
+            access,
         };
-        let (node, volume_id) = (self.node.clone(), publish.volume_id.clone());
         let work = async move { node.publish(&publish).await.map(|()| NodePublishVolumeResponse {}) };
         self.gate.run("NodePublishVolume", Some(volume_id), work).await
     }
@@ -104,11 +123,12 @@ impl node_server::Node for Node {
         &self,
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let deadline = grpc::deadline(request.metadata());
         let request = request.into_inner();
         let volume_id = request::volume_id(&request.volume_id)?;
         let path = request::path("target_path", &request.target_path)?;
         let (node, id) = (self.node.clone(), volume_id.clone());
-        let work = async move { node.unpublish(&id, &path).await.map(|()| NodeUnpublishVolumeResponse {}) };
+        let work = async move { node.unpublish(&id, &path, deadline).await.map(|()| NodeUnpublishVolumeResponse {}) };
         self.gate.run("NodeUnpublishVolume", Some(volume_id), work).await
     }
 

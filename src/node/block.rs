@@ -279,24 +279,56 @@ fn size(device: &File) -> io::Result<u64> {
 fn mapping(name: &MapperName) -> io::Result<Option<Mapping>> {
     for entry in fs::read_dir("/sys/block")? {
         let folder = entry?.path();
-        // A mapping that goes while we look is not open.
-        let read = |file: &str| fs::read_to_string(folder.join(file)).ok();
-        if read("dm/name").is_none_or(|found| found.trim() != name.as_str()) {
+        if read(&folder, "dm/name").is_none_or(|found| found.trim() != name.as_str()) {
             continue;
         }
-        let (Some(number), Some(sectors)) = (read("dev"), read("size")) else { continue };
-        let Some(number) = DeviceNumber::parse(&number) else { continue };
-        return Ok(Some(Mapping {
-            path: Path::new("/dev/mapper").join(name.as_str()),
-            kernel_name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            number,
-            luks_uuid: read("dm/uuid").and_then(|uuid| luks_uuid(uuid.trim())),
-            backing: backing(&folder)?,
-            bytes: 512 * sectors.trim().parse::<u64>().unwrap_or(0),
-            access: if read("ro").is_some_and(|ro| ro.trim() != "0") { Access::ReadOnly } else { Access::ReadWrite },
-        }));
+        if let Some(mapping) = mapping_in(&folder, name)? {
+            return Ok(Some(mapping));
+        }
     }
     Ok(None)
+}
+
+/// All open mappings whose names could be ours.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub async fn mappings() -> io::Result<Vec<(MapperName, Mapping)>> {
+    blocking(|| {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/sys/block")? {
+            let folder = entry?.path();
+            let Some(name) = read(&folder, "dm/name").and_then(|name| MapperName::read(name.trim())) else { continue };
+            if let Some(mapping) = mapping_in(&folder, &name)? {
+                found.push((name, mapping));
+            }
+        }
+        Ok(found)
+    })
+    .await
+}
+
+/// A mapping that goes while we look is not open.
+fn read(folder: &Path, file: &str) -> Option<String> {
+    fs::read_to_string(folder.join(file)).ok()
+}
+
+fn mapping_in(folder: &Path, name: &MapperName) -> io::Result<Option<Mapping>> {
+    let (Some(number), Some(sectors)) = (read(folder, "dev"), read(folder, "size")) else { return Ok(None) };
+    let Some(number) = DeviceNumber::parse(&number) else { return Ok(None) };
+    Ok(Some(Mapping {
+        path: Path::new("/dev/mapper").join(name.as_str()),
+        kernel_name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        number,
+        luks_uuid: read(folder, "dm/uuid").and_then(|uuid| luks_uuid(uuid.trim())),
+        backing: backing(folder)?,
+        bytes: 512 * sectors.trim().parse::<u64>().unwrap_or(0),
+        access: if read(folder, "ro").is_some_and(|ro| ro.trim() != "0") {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        },
+    }))
 }
 
 /// `CRYPT-LUKS2-<UUID without hyphens>-<name>`, as cryptsetup names its mappings.

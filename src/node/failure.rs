@@ -8,7 +8,11 @@ use std::{
 use crate::{
     exec::ExecFailure,
     key::service::{KeyFailure, KeyInfo},
-    node::{header::HeaderFault, luks::LuksFailure, source::SourceFailure},
+    node::{
+        header::HeaderFault,
+        luks::LuksFailure,
+        source::{SourceFailure, local::PoolFailure},
+    },
     volume::{Content, VolumeId},
 };
 
@@ -32,6 +36,17 @@ pub enum NodeFailure {
         /// Why.
         #[source]
         source: SourceFailure,
+    },
+    /// The pool has no file for an ephemeral volume, or keeps one.
+    #[error("{step} the file of volume {volume_id}")]
+    Pool {
+        /// What was tried.
+        step: &'static str,
+        /// The volume.
+        volume_id: VolumeId,
+        /// Why.
+        #[source]
+        source: PoolFailure,
     },
     /// The device does not hold what the record says. Nothing on it was changed.
     #[error(
@@ -266,6 +281,10 @@ impl NodeFailure {
 
     pub(crate) fn source(volume_id: &VolumeId) -> impl Fn(SourceFailure) -> Self {
         move |source| Self::Source { volume_id: volume_id.clone(), source }
+    }
+
+    pub(crate) fn pool(step: &'static str, volume_id: &VolumeId) -> impl Fn(PoolFailure) -> Self {
+        move |source| Self::Pool { step, volume_id: volume_id.clone(), source }
     }
 
     pub(crate) fn luks(step: &'static str, volume_id: &VolumeId) -> impl Fn(LuksFailure) -> Self {

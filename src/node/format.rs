@@ -1,4 +1,4 @@
-//! The first stage of a volume: the only place that writes a header or makes a file system.
+//! The first stage of a volume: the only place that writes a header, or makes a file system that is to be kept.
 //!
 //! It runs only while the record says prepared or formatting, when no user has ever written to the volume. It can be
 //! broken off at any point and started over. A record can come back from a backup, though, while the device holds a

@@ -1,4 +1,5 @@
-//! LUKS2 through cryptsetup: make a header, open a verified one, grow a mapping; and close it through dmsetup.
+//! LUKS2 through cryptsetup: make a header, open a verified one, grow a mapping; open one without a header, for ephemeral
+//! volumes; and close it through dmsetup.
 //!
 //! Two words that are easily mixed up: the *DEK* is what our key service gives out, and to LUKS it is the passphrase
 //! of a keyslot; the LUKS *volume key*, which encrypts the sectors, lies inside the header and we never see it.
@@ -22,8 +23,8 @@ use crate::{
         block::Access,
         header::{Header, ITERATIONS, Layout},
     },
-    secret::{Dek, KEY_BYTES},
-    volume::{Discard, Integrity, MapperName, Parameters},
+    secret::{Dek, KEY_BYTES, THROW_AWAY_KEY_BYTES, ThrowAwayKey},
+    volume::{Cipher, Discard, Integrity, MapperName, Parameters, SectorSize},
 };
 
 const CRYPTSETUP: &str = "cryptsetup";
@@ -123,12 +124,52 @@ pub async fn open(
         }
         header_and_key(program, &memory, dek).arg(device).arg(mapper.as_str())
     };
-    // Without dm-crypt's work queues a sector is encrypted where it is submitted, which on fast disks is faster. A
-    // kernel that does not know the flags refuses the whole table, so it is asked again without.
-    let fast = exec.run(program(&["--perf-no_read_workqueue", "--perf-no_write_workqueue"]), deadline).await?;
-    let output = match fast.code {
-        0 | WRONG_KEY | BUSY => fast,
-        _ => exec.run(program(&[]), deadline).await?,
+    opened(exec, [program(FAST), program(&[])], mapper, deadline).await
+}
+
+/// Opens a mapping under a throw-away key, and returns its path: dm-crypt's plain mode, without a header. Nothing is read
+/// from the device and nothing written to it, so what it decrypts to is noise until it is written.
+///
+/// # Errors
+/// The mapping exists already, or cryptsetup fails.
+pub async fn open_plain(
+    exec: &dyn Exec,
+    device: &Path,
+    mapper: &MapperName,
+    key: &ThrowAwayKey,
+    deadline: Deadline,
+) -> Result<PathBuf, LuksFailure> {
+    // cryptsetup(8), plain mode: what it reads from standard input it would hash, unless the hash is called plain.
+    let program = |speed: &[&str]| {
+        Program::new(CRYPTSETUP)
+            .args(["open", "--type", "plain", "--batch-mode"])
+            .args(speed)
+            .args(["--cipher", Cipher::AesXtsPlain64.as_str(), "--hash", "plain"])
+            .args(["--key-size", &(8 * THROW_AWAY_KEY_BYTES).to_string()])
+            .args(["--sector-size", &SectorSize::DEFAULT.bytes().to_string()])
+            .args(["--key-file", "-", "--keyfile-size", &THROW_AWAY_KEY_BYTES.to_string()])
+            .secret(key.expose_secret())
+            .arg(device)
+            .arg(mapper.as_str())
+    };
+    opened(exec, [program(FAST), program(&[])], mapper, deadline).await
+}
+
+/// Without dm-crypt's work queues a sector is encrypted where it is submitted, which on fast disks is faster.
+const FAST: &[&str] = &["--perf-no_read_workqueue", "--perf-no_write_workqueue"];
+
+/// Runs what opens a mapping, and returns the mapping's path. A kernel that does not know the flags of the fast one refuses
+/// the whole table, so it is asked again with the other.
+async fn opened(
+    exec: &dyn Exec,
+    [fast, other]: [Program<'_>; 2],
+    mapper: &MapperName,
+    deadline: Deadline,
+) -> Result<PathBuf, LuksFailure> {
+    let output = exec.run(fast, deadline).await?;
+    let output = match output.code {
+        0 | WRONG_KEY | BUSY => output,
+        _ => exec.run(other, deadline).await?,
     };
     match output.code {
         WRONG_KEY => Err(LuksFailure::WrongKey),
@@ -310,5 +351,22 @@ mod tests {
         assert!(words.contains("--readonly") && words.contains("--allow-discards"), "{words}");
         assert!(words.contains("--key-file - --keyfile-size 32") && words.contains("--header /proc/"), "{words}");
         assert!(!words.contains("\u{7}\u{7}") && !words.contains("07070707"), "{words}");
+    }
+
+    #[tokio::test]
+    async fn a_throw_away_key_is_used_as_it_is_and_is_in_no_word() {
+        let exec = Scripted::ending(&[1, 0]);
+        let (key, mapper) = (ThrowAwayKey::random(), MapperName::of(&"eph-1".parse().expect("an id")));
+        let deadline = Deadline::within(Duration::from_secs(1));
+        open_plain(&exec, Path::new("/dev/x"), &mapper, &key, deadline).await.expect("the second time");
+        let seen = exec.seen();
+        assert!(seen[0].0.contains("--perf-no_read_workqueue") && !seen[1].0.contains("--perf"), "{seen:?}");
+        let (words, stdin) = &seen[1];
+        assert_eq!(stdin.as_deref(), Some(key.expose_secret().as_slice()));
+        let expected = format!(
+            "open --type plain --batch-mode --cipher aes-xts-plain64 --hash plain --key-size 512 --sector-size 4096 \
+             --key-file - --keyfile-size 64 /dev/x {mapper}"
+        );
+        assert_eq!(*words, expected);
     }
 }

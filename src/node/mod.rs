@@ -4,14 +4,18 @@
 //! restart of the program loses nothing. Each step first looks and then acts, so each call can be repeated.
 
 pub mod block;
+pub mod ephemeral;
 pub mod expand;
 pub mod failure;
 pub mod filesystem;
 pub mod format;
 pub mod group;
 pub mod header;
+pub mod leftovers;
 pub mod luks;
 pub mod mount;
+#[cfg(feature = "controller")]
+pub mod pool;
 pub mod publish;
 pub mod source;
 pub mod stage;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    exec::Deadline,
     node::{
         Capability, Form, Node, NodeFailure, Use,
         block::{Access, Mapping},
@@ -72,7 +73,7 @@ impl Node {
         let target = self.targets.look(&publish.target_path, kind).await?;
         let path = &target.path;
         if let Some(mount) = mounted_at(&mounts, path) {
-            return published(publish, path, mount, &mapping, options.access());
+            return published(volume_id, path, mount, &mapping, options.access());
         }
         if publish.capability.access == Use::WriteAlone {
             let other = mounts.iter().find(|mount| shows(mount, &mapping) && mount.target != source);
@@ -85,11 +86,20 @@ impl Node {
         self.mounts.bind(&source, path, &options).await.map_err(failed)
     }
 
-    /// Unpublishes a volume and removes what it was mounted on. Not published, or not there: a success.
+    /// Unpublishes a volume and removes what it was mounted on; an ephemeral one is unmade. Not published, or not there: a
+    /// success.
     ///
     /// # Errors
     /// The target is something else, or is in use.
-    pub async fn unpublish(&self, volume_id: &VolumeId, target_path: &Path) -> Result<(), NodeFailure> {
+    pub async fn unpublish(
+        &self,
+        volume_id: &VolumeId,
+        target_path: &Path,
+        deadline: Deadline,
+    ) -> Result<(), NodeFailure> {
+        if let Some(own) = self.ephemeral(volume_id).await? {
+            return self.unpublish_ephemeral(volume_id, &own, target_path, deadline).await;
+        }
         let (Some(folder), Some(name)) = (target_path.parent(), target_path.file_name()) else { return Ok(()) };
         let path = match self.targets.resolve(folder).await {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -118,8 +128,8 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// What is mounted at the target already, where it is what is asked for.
-fn published(
-    publish: &Publish,
+pub(super) fn published(
+    volume_id: &VolumeId,
     path: &Path,
     mount: &Mount,
     mapping: &Mapping,
@@ -133,5 +143,5 @@ fn published(
         (Access::ReadWrite, Access::ReadOnly) => "to be written",
         (Access::ReadOnly, Access::ReadOnly) | (Access::ReadWrite, Access::ReadWrite) => return Ok(()),
     };
-    Err(NodeFailure::Incompatible { volume_id: publish.volume_id.clone(), path: path.to_owned(), how })
+    Err(NodeFailure::Incompatible { volume_id: volume_id.clone(), path: path.to_owned(), how })
 }

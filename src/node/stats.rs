@@ -42,7 +42,8 @@ impl Node {
     pub async fn stats(&self, volume_id: &VolumeId, volume_path: &Path) -> Result<Stats, NodeFailure> {
         let not_there = || NodeFailure::NotThere { volume_id: volume_id.clone(), path: volume_path.to_owned() };
         let path = self.targets.resolve(volume_path).await.map_err(|_| not_there())?;
-        let mapping = self.mapping(volume_id).await?.ok_or_else(not_there)?;
+        let own = self.ephemeral(volume_id).await?;
+        let mapping = self.mapping(own.as_ref().unwrap_or(volume_id)).await?.ok_or_else(not_there)?;
         let mounts = self.mounts().await?;
         let mount = mounted_at(&mounts, &path).filter(|mount| shows(mount, &mapping)).ok_or_else(not_there)?;
         let condition = if mapping.backing.is_empty() {

@@ -21,6 +21,9 @@ pub const MIB: u64 = 1 << 20;
 /// The most bytes a volume id may have. CSI asks for 128 of a driver's own ids; the ids of some clouds' disks are longer.
 pub const VOLUME_ID_MAX_BYTES: usize = 512;
 
+/// What the names of ephemeral volumes' files begin with.
+const EPHEMERAL: &str = "eph-";
+
 /// Why a text is no volume id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidVolumeId {
@@ -45,6 +48,23 @@ impl VolumeId {
     #[must_use]
     pub fn for_name(name: &str) -> Self {
         Self(format!("vol-{}", &hex(&Sha256::digest(name.as_bytes()))[..32]))
+    }
+
+    /// The id under which an ephemeral volume has its file and its mapping: `eph-` and half of the SHA-256 of its CSI id.
+    /// None for an id that no ephemeral volume has: the kubelet makes up `csi-` and 64 hexadecimal digits for each, and
+    /// [`VolumeId::for_name`] never gives such a one. So what is ephemeral shows by the id alone, and nothing that is done
+    /// to an ephemeral volume can reach the file or the mapping of another.
+    #[must_use]
+    pub fn ephemeral(&self) -> Option<Self> {
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let digits = self.0.strip_prefix("csi-").filter(|digits| digits.len() == 64 && digits.bytes().all(is_digit));
+        digits.map(|_| Self(format!("{EPHEMERAL}{}", &hex(&Sha256::digest(self.0.as_bytes()))[..32])))
+    }
+
+    /// Whether [`VolumeId::ephemeral`] gave this id. No CSI request names one, and no record is kept under one.
+    #[must_use]
+    pub fn is_ephemeral(&self) -> bool {
+        self.0.starts_with(EPHEMERAL)
     }
 
     /// The id as text.
@@ -98,6 +118,8 @@ impl fmt::Display for VolumeId {
     }
 }
 
+const MAPPER: &str = "coffer-";
+
 /// The name of a volume's device-mapper mapping: `coffer-` and half of the id's SHA-256, so that it has one length,
 /// no two volumes share it and nothing in an id can break it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +129,15 @@ impl MapperName {
     /// The name for one volume.
     #[must_use]
     pub fn of(volume_id: &VolumeId) -> Self {
-        Self(format!("coffer-{}", &hex(&Sha256::digest(volume_id.as_str().as_bytes()))[..32]))
+        Self(format!("{MAPPER}{}", &hex(&Sha256::digest(volume_id.as_str().as_bytes()))[..32]))
+    }
+
+    /// A name that the kernel shows, where it is one of ours: `coffer-` and 32 hexadecimal digits.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let digits = text.strip_prefix(MAPPER)?;
+        (digits.len() == 32 && digits.bytes().all(is_digit)).then(|| Self(text.to_owned()))
     }
 
     /// The name as text.
@@ -159,5 +189,29 @@ mod tests {
         let name = |id: &str| MapperName::of(&id.parse().expect("an id"));
         assert_eq!(name("a/disk").as_str().len(), 39);
         assert_ne!(name("a/disk"), name("b/disk"));
+    }
+
+    #[test]
+    fn only_a_name_that_we_could_have_given_is_ours() {
+        let given = MapperName::of(&"vol-1".parse().expect("an id"));
+        assert_eq!(MapperName::read(given.as_str()), Some(given.clone()));
+        let upper = given.as_str().to_uppercase();
+        for other in ["", "coffer-", "coffer-home", "root", &given.as_str()[..38], &upper, &format!("{given}0")] {
+            assert_eq!(MapperName::read(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_ephemeral_shows_by_the_id_and_has_names_of_its_own() {
+        let id = |text: &str| text.parse::<VolumeId>().expect("an id");
+        let csi = id(&format!("csi-{}", "0a".repeat(32)));
+        let own = csi.ephemeral().expect("the kubelet's form");
+        assert!(own.is_ephemeral() && own.file_name().is_some_and(|name| name.starts_with("eph-")), "{own}");
+        assert_ne!(MapperName::of(&own), MapperName::of(&csi));
+        assert_eq!(own.ephemeral(), None);
+        let upper = format!("csi-{}", "0A".repeat(32));
+        for other in ["csi-", "csi-0a", &upper, VolumeId::for_name("pvc-1").as_str(), &format!("{csi}0")] {
+            assert_eq!(id(other).ephemeral(), None, "{other:?}");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod concurrency;
 mod content;
 mod crash;
 mod disk;
+mod ephemeral;
 mod input;
 mod power;
 mod refusal;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         steps::trials(),
         secrets::trials(),
         disk::trials(),
+        ephemeral::trials(),
         writelog::trials(),
     ];
     let on_kernel: Vec<_> = on_kernel.into_iter().flatten().collect();

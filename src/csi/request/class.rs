@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    csi::request::{CONTEXT_DEVICE, Invalid, path, sized},
+    csi::request::{CONTEXT_DEVICE, Invalid, KUBERNETES_KEYS, path, sized, unknown},
     node::{Capability, Form, source::Place},
     volume::{Cipher, Content, Discard, FsType, Integrity, MkfsOptions, Parameters, SectorSize},
 };
@@ -34,7 +34,6 @@ pub struct Class {
 
 const PVC_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
 const PVC_NAME: &str = "csi.storage.k8s.io/pvc/name";
-const KUBERNETES_KEYS: &str = "csi.storage.k8s.io/";
 const CLASS_KEYS: &[&str] = &[
     "cipher",
     "context",
@@ -58,7 +57,7 @@ pub fn class(parameters: &HashMap<String, String>, capabilities: &[Capability]) 
     sized("parameters", parameters)?;
     for key in parameters.keys().filter(|key| !key.starts_with(KUBERNETES_KEYS)) {
         if !CLASS_KEYS.contains(&key.as_str()) {
-            return Err(unknown_parameter(key));
+            return Err(unknown("parameter", key, CLASS_KEYS));
         }
     }
     let value = |key: &str| parameters.get(key).map(String::as_str);
@@ -110,22 +109,6 @@ pub fn class(parameters: &HashMap<String, String>, capabilities: &[Capability]) 
 
 fn choice<T: FromStr<Err: std::fmt::Display>>(key: &str, value: Option<&str>) -> Result<Option<T>, Invalid> {
     value.map(|text| text.parse().map_err(|error| Invalid::new(format!("parameter {key}: {error}")))).transpose()
-}
-
-fn unknown_parameter(key: &str) -> Invalid {
-    let mut near: Vec<_> = CLASS_KEYS
-        .iter()
-        .map(|known| (strsim::jaro_winkler(&key.to_lowercase(), &known.to_lowercase()), *known))
-        .filter(|(likeness, _)| *likeness > 0.75)
-        .collect();
-    near.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let near: Vec<_> = near.into_iter().map(|(_, known)| known).collect();
-    let hint = if near.is_empty() {
-        format!("known parameters: {}", CLASS_KEYS.join(", "))
-    } else {
-        format!("did you mean {}?", near.join(" or "))
-    };
-    Invalid::new(format!("parameter {key:?} is not known; {hint}"))
 }
 
 /// What a volume is to hold: what all capabilities and the class agree on.

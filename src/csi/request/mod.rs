@@ -1,6 +1,8 @@
 //! CSI's requests as types: what is missing, too long, unknown or not to be had is refused here, in words.
 
 pub mod class;
+pub mod ephemeral;
+pub mod quantity;
 
 use std::{
     collections::HashMap,
@@ -42,6 +44,8 @@ pub const CONTEXT_SOURCE: &str = "source";
 /// The key in class parameters and volume context that names a device of the node.
 pub const CONTEXT_DEVICE: &str = "device";
 const SOURCE_LOCAL: &str = "local";
+/// What the keys begin with that Kubernetes and its sidecars add to parameters and context.
+const KUBERNETES_KEYS: &str = "csi.storage.k8s.io/";
 
 /// A volume id.
 ///
@@ -183,6 +187,21 @@ pub fn context(place: &Place) -> HashMap<String, String> {
             HashMap::from([pair(CONTEXT_SOURCE, CONTEXT_DEVICE), pair(CONTEXT_DEVICE, &path.to_string_lossy())])
         }
     }
+}
+
+/// A key that is none of the known ones, and those that it could be a slip of.
+fn unknown(kind: &str, key: &str, known: &[&str]) -> Invalid {
+    let likeness = |known: &&str| strsim::jaro_winkler(&key.to_lowercase(), &known.to_lowercase());
+    let mut near: Vec<_> =
+        known.iter().map(|known| (likeness(known), *known)).filter(|(likeness, _)| *likeness > 0.75).collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let near: Vec<_> = near.into_iter().map(|(_, known)| known).collect();
+    let hint = if near.is_empty() {
+        format!("known {kind}s: {}", known.join(", "))
+    } else {
+        format!("did you mean {}?", near.join(" or "))
+    };
+    Invalid::new(format!("{kind} {key:?} is not known; {hint}"))
 }
 
 fn sized(field: &str, map: &HashMap<String, String>) -> Result<(), Invalid> {

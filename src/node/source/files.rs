@@ -80,6 +80,12 @@ pub trait Files: Send + Sync {
     /// # Errors
     /// The file system fails.
     async fn available(&self) -> io::Result<u64>;
+
+    /// The names of all files, in no order.
+    ///
+    /// # Errors
+    /// The file system fails.
+    async fn names(&self) -> io::Result<Vec<String>>;
 }
 
 /// A folder of this machine.
@@ -201,6 +207,15 @@ impl Files for Folder {
     async fn available(&self) -> io::Result<u64> {
         let folder = self.path.clone();
         blocking(move || available(&folder)).await
+    }
+
+    async fn names(&self) -> io::Result<Vec<String>> {
+        let folder = self.path.clone();
+        blocking(move || {
+            let entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
+            Ok(entries.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+        })
+        .await
     }
 }
 

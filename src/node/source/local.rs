@@ -134,6 +134,35 @@ impl Local {
         self.files.available().await.map_err(failure("measure", self.files.folder()))
     }
 
+    /// The volumes that have a file here. What has another name than a volume's file could have is none.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub async fn volumes(&self) -> Result<Vec<VolumeId>, SourceFailure> {
+        let names = self.files.names().await.map_err(failure("list", self.files.folder()))?;
+        let ids = names.into_iter().filter_map(|name| name.parse::<VolumeId>().ok());
+        Ok(ids.filter(|id| id.file_name().is_some()).collect())
+    }
+
+    /// Lets go of a volume's device, and does not wait for its disk. One that is not attached is a success.
+    ///
+    /// # Errors
+    /// The kernel refuses, or somebody keeps the device.
+    pub async fn release(&self, volume_id: &VolumeId) -> Result<(), SourceFailure> {
+        let waited = Deadline::within(RELEASE_TIME);
+        // What somebody else has attached in a way of their own is theirs to detach.
+        while let Some((device, _)) = self.devices(volume_id).await?.into_iter().find(|(_, ours)| *ours) {
+            self.blocks.detach(&device).await.map_err(failure("detach", &device))?;
+            if waited.left().is_zero() {
+                let busy = io::Error::new(io::ErrorKind::ResourceBusy, "somebody still has it open");
+                return Err(failure("detach", &device)(busy));
+            }
+            // A device that somebody is about to close goes when they have, and is not said to be gone before.
+            tokio::time::sleep(RELEASE_STEP).await;
+        }
+        Ok(())
+    }
+
     async fn devices(&self, volume_id: &VolumeId) -> Result<Vec<(PathBuf, bool)>, SourceFailure> {
         let Some(name) = volume_id.file_name() else { return Ok(Vec::new()) };
         let path = self.path(name);
@@ -181,17 +210,7 @@ impl BlockSource for Local {
     }
 
     async fn detach(&self, volume_id: &VolumeId) -> Result<(), SourceFailure> {
-        let waited = Deadline::within(RELEASE_TIME);
-        // What somebody else has attached in a way of their own is theirs to detach.
-        while let Some((device, _)) = self.devices(volume_id).await?.into_iter().find(|(_, ours)| *ours) {
-            self.blocks.detach(&device).await.map_err(failure("detach", &device))?;
-            if waited.left().is_zero() {
-                let busy = io::Error::new(io::ErrorKind::ResourceBusy, "somebody still has it open");
-                return Err(failure("detach", &device)(busy));
-            }
-            // A device that somebody is about to close goes when they have, and is not said to be gone before.
-            tokio::time::sleep(RELEASE_STEP).await;
-        }
+        self.release(volume_id).await?;
         let Some(name) = volume_id.file_name() else { return Ok(()) };
         self.files.flush(name).await.map_err(failure("flush", &self.path(name)))
     }

@@ -1,5 +1,6 @@
 //! Marked secrets go through every flow and every refusal, with everything logged, and are then looked for wherever
-//! somebody could read them: logs, errors, files, words and environments, connections, memory.
+//! somebody could read them: logs, errors, files, words and environments, connections, memory. `tests/matrix/secrets.rs`
+//! has the other providers.
 //!
 //! No key passes any connection in the clear, that of its release neither (HPKE). The headers of gRPC are compressed,
 //! and errors travel in them, so their texts are searched where the client has them.
@@ -33,7 +34,7 @@ use coffer::{
 use libtest_mimic::Trial;
 use testbed::{
     csi::{block, filesystem, new_volume},
-    search::{AS_IT_IS, Found, Marks, Search},
+    search::{AS_IT_IS, Found, Marks, Search, memory_at_rest},
     tap::{PROGRAMS, Pair, Process, Recorders},
 };
 use tonic::{Code, Status};
@@ -64,8 +65,8 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     (CONNECTED_MEMORY, "passphrase", "HTTP/2 keeps what it has read last until its connection ends"),
 ];
 
-/// How long a process may take to forget: a connection lets go of its buffers a moment after its end.
-const FORGET_TIME: Duration = Duration::from_secs(5);
+/// How long a program may take to be there.
+const START_TIME: Duration = Duration::from_secs(5);
 const WRITER: Mode = Mode::SingleNodeWriter;
 
 async fn secrets(bed: Bed) -> Result<()> {
@@ -122,7 +123,7 @@ fn finds_what_is_planted(bed: &Bed) -> Result<()> {
     // Starting a program comes back when the new program has taken the old one's place, a moment before its environment is there.
     let start = Instant::now();
     while fs::read(format!("/proc/{}/environ", child.id()))?.is_empty() {
-        ensure!(start.elapsed() < FORGET_TIME, "the child has no environment");
+        ensure!(start.elapsed() < START_TIME, "the child has no environment");
     }
     let mut search = Search::new(&marks);
     search.process(child.id())?;
@@ -227,10 +228,10 @@ impl House {
     /// Looks everywhere. These files are among what is looked through.
     async fn search(&mut self, files: &[PathBuf]) -> Result<()> {
         let (node, keys) = (self.pair.node.id(), self.pair.keys.id());
-        let mut search = memory(&self.marks, CONNECTED_MEMORY, node).await?;
-        search.absorb(memory(&self.marks, KEYS_MEMORY, keys).await?);
+        let mut search = memory_at_rest(&self.marks, CONNECTED_MEMORY, node, is_allowed).await?;
+        search.absorb(memory_at_rest(&self.marks, KEYS_MEMORY, keys, is_allowed).await?);
         self.pair.csi_tap.close();
-        search.absorb(memory(&self.marks, MEMORY, node).await?);
+        search.absorb(memory_at_rest(&self.marks, MEMORY, node, is_allowed).await?);
         for (place, connections) in [
             (KEYS_TO_NODE, self.pair.keys_tap.from_target()),
             (NODE_TO_KEYS, self.pair.keys_tap.to_target()),
@@ -293,19 +294,6 @@ impl House {
 fn is_allowed(found: &Found) -> bool {
     let fits = |(place, mark, _): &(&str, &str, &str)| found.place.starts_with(place) && found.mark.starts_with(mark);
     AS_IT_IS.contains(&found.form) && ALLOWED.iter().any(fits)
-}
-
-/// Looks through a process's memory until it has forgotten what it should, or should have.
-async fn memory<'a>(marks: &'a Marks, place: &str, pid: u32) -> Result<Search<'a>> {
-    let start = Instant::now();
-    loop {
-        let mut search = Search::new(marks);
-        search.memory(place, pid)?;
-        if search.found.iter().all(is_allowed) || start.elapsed() > FORGET_TIME {
-            return Ok(search);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
 
 /// Whether a process keeps its memory from disks and from others.
