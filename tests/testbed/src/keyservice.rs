@@ -64,6 +64,8 @@ impl KeyService {
             .args(["keyservice", "--config"])
             .arg(self.folder.join("coffer.yaml"))
             .stdin(Stdio::null())
+            // The audit log goes there as well.
+            .stdout(Stdio::null())
             .stderr(fs::File::create(self.folder.join("keyservice.log"))?)
             .spawn()
             .context("start the key service")?;

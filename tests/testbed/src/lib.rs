@@ -10,6 +10,7 @@ pub mod figures;
 pub mod fuzz;
 pub mod guest;
 pub mod keyservice;
+pub mod kube;
 pub mod pause;
 pub mod search;
 pub mod tap;
