@@ -146,15 +146,13 @@ fn run(program: &str, words: &[&str]) -> Result<String> {
 /// The medians between the lines that a stage logs.
 fn steps(log: &str) -> Vec<(String, Duration)> {
     let at = ["staging", "attached", "key released", "header authenticated", "opened", "mounted"];
-    let (mut times, mut last) = (BTreeMap::<usize, Vec<Duration>>::new(), None);
+    let (mut times, mut last) = (BTreeMap::<usize, Vec<Duration>>::new(), None::<(usize, jiff::Timestamp)>);
     for line in log.lines() {
         let Some((stamp, rest)) = line.split_once(' ') else { continue };
         let Ok(time) = stamp.parse::<jiff::Timestamp>() else { continue };
         let Some(step) = at.iter().position(|step| rest.contains(&format!("DEBUG {step} volume_id"))) else { continue };
-        if let Some((before, then)) = last.filter(|(before, _)| before + 1 == step) {
-            let _: usize = before;
-            let took: jiff::Timestamp = then;
-            times.entry(step).or_default().push(Duration::try_from(time - took).unwrap_or_default());
+        if let Some((_, then)) = last.filter(|(before, _)| *before + 1 == step) {
+            times.entry(step).or_default().push(Duration::try_from(time - then).unwrap_or_default());
         }
         last = Some((step, time));
     }
