@@ -77,7 +77,7 @@ impl Node {
     }
 
     fn socket(&self) -> PathBuf {
-        self.folder.path().join("coffer.csi-reg.sock")
+        self.folder.path().join("coffer.csi-reg@kubelet.sock")
     }
 
     /// The kubelet, once it finds a socket that answers.
@@ -93,12 +93,15 @@ impl Node {
 }
 
 async fn client(socket: &Path) -> Result<RegistrationClient<Channel>, tonic::transport::Error> {
-    let socket = socket.to_owned();
+    let (socket, path) = (socket.to_owned(), socket.display().to_string());
     let connect = service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
     });
-    Ok(RegistrationClient::new(Endpoint::from_static("http://kubelet").connect_with_connector(connect).await?))
+    // As the kubelet calls it: the socket's path is the authority.
+    let authority = path.replace('/', "%2F");
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"))?;
+    Ok(RegistrationClient::new(endpoint.connect_with_connector(connect).await?))
 }
 
 fn status(plugin_registered: bool, error: &str) -> RegistrationStatus {
@@ -129,7 +132,7 @@ async fn a_driver_is_registered_once_its_csi_socket_answers_and_no_longer_when_i
     assert!(*registered.wait_for(|registered| *registered).await.expect("it runs"));
     node.end.cancel();
     node.running.await.expect("no panic").expect("it was told to end");
-    assert!(!node.folder.path().join("coffer.csi-reg.sock").exists(), "the socket of an ended driver stays");
+    assert!(!node.folder.path().join("coffer.csi-reg@kubelet.sock").exists(), "the socket of an ended driver stays");
 }
 
 #[tokio::test]
@@ -168,7 +171,7 @@ async fn a_socket_that_is_taken_away_is_put_there_again() {
 #[tokio::test]
 async fn the_socket_of_a_driver_that_was_killed_is_replaced() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let socket = folder.path().join("coffer.csi-reg.sock");
+    let socket = folder.path().join("coffer.csi-reg@kubelet.sock");
     drop(listen_unix(&socket, Reach::Owner).expect("a socket"));
     let kind = fs::symlink_metadata(&socket).expect("it stays").file_type();
     assert!(kind.is_socket(), "nothing was left behind");

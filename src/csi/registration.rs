@@ -30,6 +30,10 @@ use crate::{
     server::{Reach, listen_unix, measured::Measured, rpc},
 };
 
+/// How the name of the registration socket ends. The kubelet calls a plugin by its socket's path as the authority of the
+/// request, with `%2F` for each slash, which no host may have (RFC 3986, section 3.2) and our HTTP/2 refuses. Before an
+/// `@` it may stand.
+const SOCKET_SUFFIX: &str = "reg@kubelet.sock";
 /// What a CSI driver is called among the kubelet's plugins.
 const PLUGIN_TYPE: &str = "CSIPlugin";
 /// The version of CSI that the kubelet looks for; it compares the first number.
@@ -92,7 +96,7 @@ impl Registration {
     #[must_use]
     pub fn new(folder: &Path, csi_socket: &Path, endpoint: &Path) -> Self {
         Self {
-            socket: folder.join(format!("{DRIVER_NAME}-reg.sock")),
+            socket: folder.join(format!("{DRIVER_NAME}-{SOCKET_SUFFIX}")),
             csi_socket: csi_socket.to_owned(),
             endpoint: endpoint.display().to_string(),
             registered: watch::Sender::new(false),

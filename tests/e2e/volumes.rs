@@ -158,7 +158,7 @@ pub(crate) async fn expanded(world: &mut World) -> Result<()> {
 
 /// How large the first Pod of the set sees its volume, in KiB.
 async fn kib(world: &World) -> Result<u64> {
-    let said = world.execute("set-0", "df -k /data | tail -n 1").await?;
+    let said = world.execute("set-0", "df -kP /data | tail -n 1").await?;
     said.split_whitespace().nth(1).and_then(|size| size.parse().ok()).with_context(|| format!("df said {said}"))
 }
 
@@ -170,7 +170,11 @@ pub(crate) async fn inline(world: &mut World) -> Result<()> {
     let node = text(&world.pod("inline").await?["spec"]["nodeName"])?;
     world.of_tenant(&["delete", "pod", "inline", "--timeout=60s"]).await?;
     let node = world.cluster.node(&node)?;
-    node.run(&format!("! ls {POOL} | grep ^eph- && ! dmsetup ls | grep eph-"), ON_NODE).await.map(drop)
+    // The kubelet unmounts what a Pod had that is over after the Pod is gone from the API server.
+    let is_gone = format!("! ls {POOL} | grep -q ^eph- && ! losetup --all | grep -q eph-");
+    node.run(&format!("for _ in $(seq 40); do {{ {is_gone}; }} && exit 0; sleep 1; done; ls {POOL}; exit 1"), ON_NODE)
+        .await
+        .map(drop)
 }
 
 /// A Pod may have a token for the key service's audience. It is its own, and no driver's.
