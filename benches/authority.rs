@@ -136,7 +136,7 @@ async fn authority() -> Result<()> {
     let certified = KeyServer::start(&place("certified")?, Callers::Certified).await?;
     let settings = settings(NAMESPACE, Duration::from_secs(10), 1_000_000);
     let start = Instant::now();
-    let bearers = KeyServer::start(&place("bearers")?, Callers::Bearers(server.client(), settings)).await?;
+    let bearers = KeyServer::start(&place("bearers")?, Callers::Bearers(Box::new((server.client(), settings)))).await?;
     bearers.synced().await?;
     println!("key service, from its start until its watches know of everything: {} ms", start.elapsed().as_millis());
     for service in [&certified, &bearers] {

@@ -10,6 +10,7 @@ mod role;
 use std::{
     io::{self, Write},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -43,13 +44,19 @@ fn main() -> ExitCode {
     telemetry::start(words.log_level, words.log_format);
     let run = || -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(act(words.verb))
+        let ended = runtime.block_on(act(words.verb));
+        // What hangs in the kernel keeps nobody from ending.
+        runtime.shutdown_timeout(END_TIME);
+        ended
     };
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
+
+/// How long files and programs may take that are still at work when the end has come.
+const END_TIME: Duration = Duration::from_secs(5);
 
 async fn act(verb: Verb) -> Result<()> {
     #[cfg(feature = "keyservice")]

@@ -44,6 +44,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 const TELL_AFTER: Duration = Duration::from_secs(10);
 /// How often it is looked whether the socket is still there.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How soon a driver that the kubelet did not take is shown to it again.
+const SHOW_AGAIN: Duration = Duration::from_secs(2);
 /// How long a kubelet that keeps its connection open keeps the driver from ending.
 const END_TIME: Duration = Duration::from_secs(1);
 
@@ -59,9 +61,6 @@ pub struct Registration {
 /// Why a driver is not registered.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistrationFault {
-    /// The kubelet has looked at the driver and does not take it.
-    #[error("the kubelet does not take the driver: {0}")]
-    Refused(String),
     /// The socket cannot be made.
     #[error("listen on {}", socket.display())]
     Listen {
@@ -88,6 +87,8 @@ enum Ended {
     Told,
     /// Somebody has taken the socket away.
     Gone,
+    /// The kubelet has looked at the driver and does not take it.
+    Refused,
 }
 
 impl Registration {
@@ -112,7 +113,7 @@ impl Registration {
     /// Keeps the driver registered until the end; then its socket is gone.
     ///
     /// # Errors
-    /// The kubelet refuses the driver, or the socket cannot be made or served.
+    /// The socket cannot be made or served.
     pub async fn run(&self, end: CancellationToken) -> Result<(), RegistrationFault> {
         loop {
             let listener = tokio::select! {
@@ -123,6 +124,13 @@ impl Registration {
                 Ended::Told => return Ok(()),
                 Ended::Gone => {
                     tracing::warn!(socket = %self.socket.display(), "the registration socket was taken away");
+                }
+                // It may be a fault that passes, and volumes that are in use need the driver meanwhile.
+                Ended::Refused => {
+                    tokio::select! {
+                        () = end.cancelled() => return Ok(()),
+                        () = sleep(SHOW_AGAIN) => {}
+                    }
                 }
             }
         }
@@ -173,7 +181,7 @@ impl Registration {
             }
             () = end.cancelled() => Ok(Ended::Told),
             () = own.gone() => Ok(Ended::Gone),
-            Some(why) = refused.recv() => Err(RegistrationFault::Refused(why)),
+            Some(()) = refused.recv() => Ok(Ended::Refused),
         };
         // It goes first, so that the kubelet does not look for a driver that is about to end.
         drop(own);
@@ -188,7 +196,7 @@ impl Registration {
 /// What the kubelet asks, and what it says.
 struct Service {
     info: PluginInfo,
-    refuse: mpsc::Sender<String>,
+    refuse: mpsc::Sender<()>,
     registered: watch::Sender<bool>,
 }
 
@@ -207,9 +215,9 @@ impl registration_server::Registration for Service {
         if plugin_registered {
             tracing::info!("the kubelet has registered the driver");
         } else {
-            tracing::error!(error, "the kubelet does not take the driver: it ends, to be started again");
+            tracing::error!(error, "the kubelet does not take the driver; it is shown again");
             // One refusal is enough.
-            let _ = self.refuse.try_send(error);
+            let _ = self.refuse.try_send(());
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

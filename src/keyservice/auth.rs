@@ -243,7 +243,10 @@ impl Guarded {
         let key = self.inner.get(volume_id, deadline).await?;
         // The record may be a newer one than the one that was described.
         match seen {
-            Some(seen) if seen.generation == key.info.generation => self.expect_bound(&key.info)?,
+            // Where a tombstone was deleted, generations begin anew; the UUID is another one for each key.
+            Some(seen) if (seen.generation, seen.luks_uuid) == (key.info.generation, key.info.luks_uuid) => {
+                self.expect_bound(&key.info)?;
+            }
             _ => self.expect_holder(&key.info, deadline).await?,
         }
         Ok(key)

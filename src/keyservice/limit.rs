@@ -69,7 +69,7 @@ impl Limit {
         }
     }
 
-    /// Counts a request of a node, which has proven to be that node: so there are only as many as the cluster has.
+    /// Counts a request of a node, which has proven to be that node, or of an address of whose caller nothing is known yet.
     ///
     /// # Errors
     /// It is one too many.

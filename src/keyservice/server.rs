@@ -1,7 +1,7 @@
 //! The key service's gRPC server: it finds out who calls, and hands the call to a guarded service. Who cannot be found
 //! out, or calls too often, is turned away here, and written down.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, num::NonZeroU32, sync::Arc};
 
 use tokio::net::unix::UCred;
 use tokio_util::task::TaskTracker;
@@ -20,7 +20,7 @@ use crate::{
         bearer::Unproven,
         hpke::{self, SealedDek},
         kubernetes::Authority,
-        limit::{Limit, Strangers},
+        limit::{Limit, Strangers, TooOften},
         wire,
     },
     proto::keyservice::{
@@ -36,6 +36,10 @@ const PAGE: usize = 500;
 /// When to come again, in milliseconds (gRPC A6, client retry design: pushback).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
+/// Requests with a token from one address each second: of a token nothing is known before the API server has been asked,
+/// which costs all the others' time.
+const PEER_REQUESTS: NonZeroU32 = NonZeroU32::new(200).expect("it is not zero");
+
 /// The server.
 pub struct Server {
     inner: Arc<dyn KeyService>,
@@ -43,6 +47,7 @@ pub struct Server {
     allowed_uids: Vec<u32>,
     authority: Option<Arc<Authority>>,
     limit: Option<Limit>,
+    peers: Limit,
     strangers: Strangers,
     tasks: TaskTracker,
 }
@@ -57,6 +62,8 @@ impl fmt::Debug for Server {
 enum Stranger {
     /// He has shown nothing that proves who he is.
     Unproven(Unproven),
+    /// Too many come from his address.
+    TooOften(TooOften),
     /// He is somebody, told in words, and we let him in nowhere.
     Nobody(String),
 }
@@ -66,7 +73,8 @@ impl Server {
     #[must_use]
     pub fn new(inner: Arc<dyn KeyService>, audit: Arc<Audit>, allowed_uids: Vec<u32>) -> Self {
         let (authority, limit, strangers) = (None, None, Strangers::default());
-        Self { inner, audit, allowed_uids, authority, limit, strangers, tasks: TaskTracker::new() }
+        let peers = Limit::per_second(PEER_REQUESTS);
+        Self { inner, audit, allowed_uids, authority, limit, peers, strangers, tasks: TaskTracker::new() }
     }
 
     /// The same, over TLS also for callers who show a token, each of whose nodes may ask so often.
@@ -104,6 +112,9 @@ impl Server {
         let extensions = request.extensions();
         if let Some(connection) = extensions.get::<TlsConnectInfo<TcpConnectInfo>>() {
             if let (Some(authority), Some(token)) = (&self.authority, bearer(request.metadata())) {
+                if let Some(peer) = connection.get_ref().remote_addr() {
+                    self.peers.admit(&peer.ip().to_string()).map_err(Stranger::TooOften)?;
+                }
                 return authority.caller(token, deadline).await.map_err(Stranger::Unproven);
             }
             let certificates = connection.peer_certs();
@@ -147,6 +158,9 @@ impl Server {
                 };
                 ("unproven".to_owned(), ending, reason, status)
             }
+            Stranger::TooOften(too_often) => {
+                ("unproven".to_owned(), Ending::Refused, too_often.to_string(), later(&too_often))
+            }
         };
         if let Some(untold) = self.strangers.tell() {
             self.write_down(&Who::named(who), ending, &reason, untold);
@@ -158,14 +172,10 @@ impl Server {
     fn expect_seldom(&self, caller: &Caller) -> Result<(), Status> {
         let (Some(limit), Some(node)) = (&self.limit, caller.node()) else { return Ok(()) };
         let Err(too_often) = limit.admit(node) else { return Ok(()) };
-        let told = too_often.to_string();
         if let Some(untold) = too_often.told {
-            self.write_down(&caller.who(), Ending::Refused, &told, untold);
+            self.write_down(&caller.who(), Ending::Refused, &too_often.to_string(), untold);
         }
-        let mut status = Status::resource_exhausted(told);
-        let pause = u64::try_from(too_often.retry_after.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
-        status.metadata_mut().insert(PUSHBACK, MetadataValue::from(pause));
-        Err(status)
+        Err(later(&too_often))
     }
 
     /// What cannot be written down is refused all the same.
@@ -277,6 +287,14 @@ impl key_service_server::KeyService for Server {
             next: page.next.map(String::from).unwrap_or_default(),
         }))
     }
+}
+
+/// The status of a request that came too soon, with the pause after which it is looked at.
+fn later(too_often: &TooOften) -> Status {
+    let mut status = Status::resource_exhausted(too_often.to_string());
+    let pause = u64::try_from(too_often.retry_after.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+    status.metadata_mut().insert(PUSHBACK, MetadataValue::from(pause));
+    status
 }
 
 fn volume_id(text: &str) -> Result<VolumeId, Status> {

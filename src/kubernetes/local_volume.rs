@@ -5,6 +5,8 @@
 //! any more, so that a node that is away neither loses a volume nor leaves one behind, and a volume that a node has never
 //! seen goes at once.
 
+#![allow(clippy::duplicated_attributes, reason = "columns of one type are no duplicates")]
+
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, ResourceExt};

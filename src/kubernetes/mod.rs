@@ -15,6 +15,8 @@ pub mod pools;
 pub mod release;
 pub mod volume_key;
 
+use std::time::Duration;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Client, Config, CustomResourceExt};
 
@@ -25,6 +27,8 @@ use local_volume::LocalVolume;
 pub const GROUP: &str = "coffer.csi";
 /// Their version.
 pub const VERSION: &str = "v1";
+/// How long the API server may say nothing on a connection on which something is asked.
+const READ_TIME: Duration = Duration::from_secs(90);
 /// Who has written, as `managedFields` tell it.
 pub const FIELD_MANAGER: &str = "coffer";
 
@@ -47,6 +51,9 @@ pub enum ClientFault {
 pub async fn client() -> Result<Client, ClientFault> {
     let mut config = Config::infer().await.map_err(|fault| ClientFault::Inferred(Box::new(fault)))?;
     config.default_retry = false;
+    // A connection that fell silent is no answer. Without this, a watch that is begun again on one waits until TCP gives up
+    // after a quarter of an hour; and none is this long without a word, because bookmarks come each minute.
+    config.read_timeout = Some(READ_TIME);
     Client::try_from(config).map_err(|fault| ClientFault::Built(Box::new(fault)))
 }
 

@@ -195,7 +195,7 @@ mod tests {
         VolumeKey {
             metadata: ObjectMeta {
                 name: Some("vol-1".to_owned()),
-                deletion_timestamp: is_deleted.then(|| Time(Timestamp::UNIX_EPOCH)),
+                deletion_timestamp: is_deleted.then_some(Time(Timestamp::UNIX_EPOCH)),
                 finalizers: Some(finalizers.iter().map(|&name| name.to_owned()).collect()),
                 ..ObjectMeta::default()
             },

@@ -5,6 +5,8 @@
 //! `resourceVersion` and the status never tells another state than the record. The status is for people and printer
 //! columns: nothing reads it to decide anything.
 
+#![allow(clippy::duplicated_attributes, reason = "columns of one type are no duplicates")]
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;

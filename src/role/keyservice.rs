@@ -38,9 +38,14 @@ const END_TIME: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How long a connection may last: then its certificate is looked at again.
 const CONNECTION_AGE: Duration = Duration::from_secs(300);
+/// The most bytes of a request, which is read before it is known who asks: its texts have some KiB at most.
+const REQUEST_BYTES: usize = 128 * 1024;
+/// Requests at once on one connection.
+const STREAMS: u32 = 64;
 /// What a replica has to come to before requests are sent to it: its KEKs and its store were tried and it listens; and,
 /// in a cluster, it knows once who holds what. A watch that breaks later makes requests slower and nobody unready.
 const SERVING: &str = "key-service";
+#[cfg(feature = "kubernetes")]
 const WATCHES: &str = "kubernetes-watches";
 
 /// `coffer keyservice`: keys, for nodes and controllers.
@@ -59,7 +64,11 @@ pub(crate) async fn keyservice(args: Keyservice, environment: &Environment) -> R
         let pages = http::serve_on(bind(address).await?, health.clone(), end.clone());
         tasks.spawn(async { pages.await.context("serve health and metrics") });
     }
-    place.expect_ready().await?;
+    tokio::select! {
+        ready = place.expect_ready() => ready?,
+        // The first process of a container has no default for its signals.
+        told = told_to_end() => return Ok(told?),
+    }
     let Place { cluster_id, providers, store, policies, trials } = place;
 
     let audit = Arc::new(audit(config.audit_log.as_deref())?);
@@ -87,7 +96,7 @@ pub(crate) async fn keyservice(args: Keyservice, environment: &Environment) -> R
         let listener = listen(&unix.path, Reach::Everybody)?;
         let server = Server::new(inner.clone(), audit.clone(), unix.allowed_uids);
         work.push(server.tasks());
-        tasks.spawn(serve(KeyServiceServer::new(server), UnixListenerStream::new(listener), end.clone()));
+        tasks.spawn(serve(bounded(server), UnixListenerStream::new(listener), end.clone()));
     }
     if let Some((address, tls)) = tls {
         let mut server = Server::new(inner, audit, Vec::new());
@@ -99,31 +108,33 @@ pub(crate) async fn keyservice(args: Keyservice, environment: &Environment) -> R
         let listener = bind(address).await?;
         tracing::info!(address = %listener.local_addr()?, "serving the key service over TLS");
         work.push(server.tasks());
-        tasks.spawn(serve(KeyServiceServer::new(server), incoming(listener, Arc::new(tls)), end.clone()));
+        tasks.spawn(serve(bounded(server), incoming(listener, Arc::new(tls)), end.clone()));
     }
     health.set_ready(SERVING, true);
-    tokio::select! {
-        told = told_to_end() => told?,
-        Some(ended) = tasks.join_next() => {
-            ended??;
-            anyhow::bail!("a listener ended by itself");
-        }
-    }
+    let ended = tokio::select! {
+        told = told_to_end() => told.map_err(anyhow::Error::from),
+        Some(ended) = tasks.join_next() => match ended? {
+            Ok(()) => Err(anyhow::anyhow!("a listener ended by itself")),
+            failed => failed,
+        },
+    };
     tracing::info!("ending: what runs is finished");
     health.set_ready(SERVING, false);
     end.cancel();
     let finished = async {
+        let mut outcome = Ok(());
         while let Some(ended) = tasks.join_next().await {
-            ended??;
+            outcome = outcome.and(ended?);
         }
+        // Whatever else went wrong, what is done is written down.
         for tasks in work {
             tasks.close();
             tasks.wait().await;
         }
-        anyhow::Ok(())
+        outcome
     };
     // A client that keeps its connection open keeps nobody from ending.
-    tokio::time::timeout(END_TIME, finished).await.unwrap_or(Ok(()))
+    ended.and(tokio::time::timeout(END_TIME, finished).await.unwrap_or(Ok(())))
 }
 
 /// What the configuration opens. All that is wrong with it is told at once, and nothing is listened on before.
@@ -183,6 +194,10 @@ async fn authority(
     Err(Faults::one("kubernetes: this program was built without Kubernetes").into())
 }
 
+fn bounded(server: Server) -> KeyServiceServer<Server> {
+    KeyServiceServer::new(server).max_decoding_message_size(REQUEST_BYTES)
+}
+
 /// Serves one listener until the end.
 async fn serve<S, I, C>(service: S, connections: I, end: CancellationToken) -> Result<()>
 where
@@ -208,6 +223,7 @@ where
         .layer(Measured)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .max_concurrent_streams(STREAMS)
         .max_connection_age(CONNECTION_AGE)
         .add_service(service)
         .serve_with_incoming_shutdown(connections, async move { end.cancelled().await });

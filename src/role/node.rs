@@ -173,6 +173,8 @@ impl Driver {
             tracing::info!("ending: what runs is finished, and new calls are refused");
             beside.end.cancel();
             gate.close().await;
+            // Who is silent before his work has ended is taken for dead by the kubelet, and killed.
+            beside.last.cancel();
             end.cancel();
             why
         };
@@ -204,6 +206,8 @@ fn too_early(ended: Result<Result<()>, JoinError>) -> Result<()> {
 struct Beside {
     tasks: JoinSet<Result<()>>,
     end: CancellationToken,
+    /// The end of what tells of health.
+    last: CancellationToken,
 }
 
 impl Beside {
@@ -247,7 +251,7 @@ impl Beside {
     ) -> Result<()> {
         let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
         let health = Health::new();
-        let pages = http::serve_on(listener, health.clone(), self.end.clone());
+        let pages = http::serve_on(listener, health.clone(), self.last.clone());
         self.tasks.spawn(async { pages.await.context("serve health and metrics") });
         self.until_the_end(look_alive(args.listen.clone(), health.clone()));
         health.set_ready(KEY_SERVICE, false);
@@ -261,7 +265,7 @@ impl Beside {
 
     /// Does what never ends, until the end.
     fn until_the_end(&mut self, work: impl Future<Output = Infallible> + Send + 'static) {
-        let end = self.end.clone();
+        let end = self.last.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = end.cancelled() => Ok(()),

@@ -39,17 +39,17 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::metrics;
 
 /// How long a client may take for its request's head.
-const HEAD_TIME: Duration = Duration::from_secs(5);
+const HEAD_TIME: Duration = Duration::from_secs(1);
 /// How long a connection may last, its answer included.
-const CONNECTION_TIME: Duration = Duration::from_secs(10);
+const CONNECTION_TIME: Duration = Duration::from_secs(3);
 /// How long a request that is being answered keeps the program from ending.
 const END_TIME: Duration = Duration::from_secs(1);
 /// Bytes of a request's head: the least that hyper takes.
 const HEAD_BYTES: usize = 8192;
 /// Lines of a request's head.
 const HEAD_LINES: usize = 64;
-/// Connections at once.
-const CONNECTIONS: usize = 32;
+/// Connections at once: so many that those who say nothing cannot keep the kubelet's own question waiting.
+const CONNECTIONS: usize = 512;
 /// How often what was measured is sorted.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// The content type of Prometheus' text format.

@@ -74,7 +74,7 @@ impl Place {
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         server.account(namespace, "coffer-node").await?;
-        let callers = Callers::Bearers(client, settings(namespace, BELIEVED, per_second));
+        let callers = Callers::Bearers(Box::new((client, settings(namespace, BELIEVED, per_second))));
         let service = KeyServer::start(folder.path(), callers).await?;
         service.synced().await?;
         let objects = Objects { client: server.client() };

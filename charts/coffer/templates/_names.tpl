@@ -95,7 +95,9 @@ labels:
 
 {{/* "yes" where the hook has a key, or a certificate, to make. */}}
 {{- define "coffer.makesKey" -}}
-{{- if and .Values.setup.enabled (include "coffer.hasClusterKey" .) (not .Values.keys.existingSecret) -}}yes{{- end -}}
+{{- /* The hook sees no records but VolumeKeys: over others it makes a key when Coffer is installed, and never later. */ -}}
+{{- $blind := and .Release.IsUpgrade (ne .Values.store.type "kubernetes") -}}
+{{- if and .Values.setup.enabled (include "coffer.hasClusterKey" .) (not .Values.keys.existingSecret) (not $blind) -}}yes{{- end -}}
 {{- end -}}
 
 {{- define "coffer.makesCertificate" -}}

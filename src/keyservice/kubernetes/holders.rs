@@ -67,7 +67,6 @@ impl fmt::Debug for Holders {
 impl Holders {
     /// Those of the volumes of these drivers, and the watches that know of them: they go on for as long as the future
     /// is polled.
-    #[must_use]
     pub fn watch(client: Client, drivers: &[String]) -> (Self, impl Future<Output = ()> + Send + 'static + use<>) {
         let holders = Self {
             volumes: Watched::of(Drivers::named(drivers)),

@@ -33,7 +33,6 @@ pub struct Authority {
 
 impl Authority {
     /// The API server of a client, and its watches: they go on for as long as the future is polled.
-    #[must_use]
     pub fn watch(client: Client, settings: Settings) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
         let (holders, watches) = Holders::watch(client.clone(), &settings.drivers);
         let accounts = Accounts::new(client, settings);

@@ -78,6 +78,9 @@ pub async fn keep(client: Client, node: String, pool: Local, keys: Arc<dyn KeySe
             keeper.clone(),
         )
         .for_each(|looked| {
+            if let Err(controller::Error::ObjectNotFound(gone)) = &looked {
+                keeper.settled(&gone.name);
+            }
             told(looked);
             std::future::ready(())
         });

@@ -1,6 +1,9 @@
 //! What a node's pool as a whole has to tell: its room, in the `LocalPool`, and files that no object asks for, in the log.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use jiff::{Timestamp, Unit};
 use kube::{
@@ -24,16 +27,25 @@ use crate::{
 
 /// How often the room is measured: other files on the same disk take some, too.
 const EVERY: Duration = Duration::from_secs(30);
+/// How often the room is told that has not changed.
+const ANYWAY: Duration = Duration::from_secs(300);
 /// How soon what could not be told is told again.
 const AGAIN: Duration = Duration::from_secs(5);
 
 impl Keeper {
-    /// Says what room there is, when it has changed by more than a MiB, until the end.
+    /// Says what room there is, when it has changed by more than a MiB or was told a while ago, until the end.
     pub(super) async fn report(&self, end: &CancellationToken) {
-        let mut told = None;
+        let (mut told, mut when) = (None, Instant::now());
         loop {
+            if when.elapsed() >= ANYWAY {
+                // The object may be gone, and what is old is not believed.
+                told = None;
+            }
             let pause = match self.tell_room(told).await {
                 Ok(available) => {
+                    if told != Some(available) {
+                        when = Instant::now();
+                    }
                     told = Some(available);
                     EVERY
                 }

@@ -111,7 +111,12 @@ impl Keeper {
             Err(KeeperFailure::Changed(_)) => Ok(Action::requeue(CHANGED)),
             Err(failure) => {
                 // Whoever waits for the volume sees why; that it cannot be said is no other failure.
-                let phase = seen.status.as_ref().map(|status| status.phase).unwrap_or_default();
+                let phase = match (seen.status.as_ref().map(|status| status.phase).unwrap_or_default(), seen.phase()) {
+                    // That another size did not fit says nothing of this one.
+                    (Phase::Full, Phase::Pending) if seen.was_made() => Phase::Ready,
+                    (Phase::Full, phase) => phase,
+                    (phase, _) => phase,
+                };
                 let _ = self.say(seen, saying(seen, phase, message(&failure))).await;
                 Err(failure)
             }

@@ -95,7 +95,13 @@ impl Pools for ClusterPools {
     }
 
     async fn size(&self, volume_id: &VolumeId, deadline: Deadline) -> Result<Option<u64>, PoolsFailure> {
-        Ok(self.look(volume_id, deadline).await?.and_then(|volume| volume.made_bytes()))
+        match self.look(volume_id, deadline).await? {
+            // Another controller takes it back: nobody may be told that it is there.
+            Some(volume) if volume.is_leaving() => {
+                Err(PoolsFailure::Leaving { volume_id: volume_id.clone(), node: volume.spec.node_name })
+            }
+            found => Ok(found.and_then(|volume| volume.made_bytes())),
+        }
     }
 
     async fn create(

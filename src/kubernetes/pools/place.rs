@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::{SignedDuration, Timestamp};
 use kube::{ResourceExt, api::ListParams};
 
 use crate::{
@@ -23,6 +24,8 @@ use crate::{
     volume::VolumeId,
 };
 
+/// How long a node's word about its room is believed: one that is there says it anew every five minutes.
+const BELIEVED: SignedDuration = SignedDuration::from_mins(15);
 const IN_USE: &str = "its LocalVolume is being deleted and its key is in use: delete the PersistentVolumeClaim";
 const LOOK: &str = "look at PersistentVolume";
 const LIST: &str = "list LocalPools";
@@ -109,7 +112,7 @@ impl ClusterPools {
         })
     }
 
-    /// The room in each pool, by its node; without those that have not said it yet.
+    /// The room in each pool, by its node; without those that have not said it lately.
     pub(super) async fn room(&self, deadline: Deadline) -> Result<BTreeMap<String, u64>, PoolsFailure> {
         let all = ListParams::default();
         let listed = expected(LIST, "", asked(LIST, "", deadline, self.pools.list(&all)).await?)?;
@@ -136,7 +139,9 @@ impl ClusterPools {
 }
 
 fn room_in(pool: &LocalPool) -> Option<u64> {
-    pool.status.as_ref().map(|status| unsigned(status.available_bytes))
+    let status = pool.status.as_ref()?;
+    let updated: Timestamp = status.updated.parse().ok()?;
+    (Timestamp::now().duration_since(updated) <= BELIEVED).then(|| unsigned(status.available_bytes))
 }
 
 fn leaving(volume_id: &VolumeId, volume: &LocalVolume) -> PoolsFailure {

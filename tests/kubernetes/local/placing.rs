@@ -171,7 +171,8 @@ async fn two_controllers(server: Arc<ApiServer>) -> Result<()> {
         async move { tokio::join!(first.delete(&id), second.delete(&id)) }
     };
     for (one, other) in join_all(ids.iter().map(both)).await {
-        (one?, other?);
+        one?;
+        other?;
     }
     for name in &names {
         house.until(name, "its end", is_gone).await?;
@@ -228,7 +229,7 @@ async fn no_devices(server: Arc<ApiServer>) -> Result<()> {
 async fn tell_room(house: &House, node: &str, bytes: u64) -> Result<()> {
     let pools: Api<LocalPool> = Api::all(house.client.clone());
     pools.create(&PostParams::default(), &LocalPool::new(node, LocalPoolFields {})).await?;
-    let status = json!({ "status": { "availableBytes": bytes, "updated": "2026-01-01T00:00:00Z" } });
+    let status = json!({ "status": { "availableBytes": bytes, "updated": jiff::Timestamp::now().to_string() } });
     pools.patch_status(node, &PatchParams::default(), &Patch::Merge(&status)).await?;
     Ok(())
 }

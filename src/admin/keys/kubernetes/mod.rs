@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     admin::keys::certificates::{self, Age, Identity},
     config::args::Only,
-    key::{cluster::ClusterKeys, record::StoredKey, store::kubernetes::record_in},
+    key::{cluster::ClusterKeys, store::kubernetes::record_in},
     kubernetes::volume_key::VolumeKey,
 };
 
@@ -129,10 +129,8 @@ impl Place<'_> {
                 Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
                 page => page.map_err(failed("list", "VolumeKeys"))?,
             };
-            // What cannot be read may need it.
-            let needs = |key: &&VolumeKey| {
-                !record_in(key).is_ok_and(|record| !matches!(record.key, Some(StoredKey::Derived { .. })))
-            };
+            // What cannot be read may need it, and what a KMS has wrapped is bound to the cluster's id, which the key brings.
+            let needs = |key: &&VolumeKey| !record_in(key).is_ok_and(|record| record.key.is_none());
             records += page.items.iter().filter(needs).count();
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),

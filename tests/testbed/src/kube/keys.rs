@@ -65,7 +65,7 @@ pub enum Callers {
     /// Those who show a certificate of ours.
     Certified,
     /// Those who show a token that the API server of a client confirms.
-    Bearers(kube::Client, Settings),
+    Bearers(Box<(kube::Client, Settings)>),
 }
 
 /// The settings that let in the accounts `coffer-node` and `coffer-controller` of a namespace, believe a token for a
@@ -114,7 +114,8 @@ impl KeyServer {
         let server = Server::new(keys.clone(), Arc::new(Audit::to(log.clone())), Vec::new());
         let (server, clients, authority) = match callers {
             Callers::Certified => (server, Clients::Certified(file("ca.pem")), None),
-            Callers::Bearers(client, settings) => {
+            Callers::Bearers(asked) => {
+                let (client, settings) = *asked;
                 let limit = Limit::per_second(settings.requests_per_second);
                 let (authority, watches) = Authority::watch(client, settings);
                 tasks.spawn(watches);
