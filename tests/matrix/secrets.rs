@@ -71,7 +71,8 @@ pub(crate) async fn nothing_leaves(provider: &Side) -> Result<String> {
     let told = live(&mut pair, &volume, folder, &state).await?;
     let planted_in = folder.join("planted.log");
     fs::write(&planted_in, serde_json::to_string(planted.expose_secret().as_slice())?)?;
-    fs::write("/dev/kmsg", hex(planted.expose_secret())).context("write to the kernel's log")?;
+    // Without its end a line is not in the log yet.
+    fs::write("/dev/kmsg", hex(planted.expose_secret()) + "\n").context("write to the kernel's log")?;
     let search = search(&mut pair, &marks, folder, &told).await?;
 
     let expected = ["node.log", "keyservice.log", "audit.log"].map(|name| folder.join(name));
