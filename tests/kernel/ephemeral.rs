@@ -39,6 +39,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("an_ephemeral_volume_that_cannot_be_had_leaves_nothing", refused),
         trial("a_publish_of_an_ephemeral_volume_killed_at_any_step_is_put_right", killed_in_publish),
         trial("an_unpublish_of_an_ephemeral_volume_killed_at_any_step_is_put_right", killed_in_unpublish),
+        trial("a_driver_that_starts_unmakes_an_ephemeral_volume_that_was_never_mounted", left_unmounted),
+        trial("a_driver_that_starts_leaves_an_ephemeral_volume_to_whoever_has_it", left_in_use),
         trial("an_ephemeral_volume_stays_while_its_driver_is_another", taken_over),
         trial("after_a_power_cut_an_ephemeral_volume_is_made_anew", power_cut),
         trial("a_volume_with_a_record_is_not_taken_for_an_ephemeral_one", persistent),
@@ -255,6 +257,48 @@ async fn killed_in_unpublish(mut bed: Bed) -> Result<()> {
         pod.is_gone(&bed.driver).with_context(|| step.to_string())?;
     }
     Ok(())
+}
+
+/// The kubelet may never ask for the volume again: its pod may be gone, and it never heard of a success.
+async fn left_unmounted(mut bed: Bed) -> Result<()> {
+    for (number, step) in (1..).zip(PUBLISH.into_iter().filter(|step| *step != Step::Mounted)) {
+        let pod = Pod::new(&bed, number);
+        killed(&mut bed, step, async |csi: &Csi| pod.publish(csi).await).await.with_context(|| step.to_string())?;
+        let image = pod.image(&bed.driver)?;
+        ensure!(!image.exists(), "{step}: {} stays\n{}", image.display(), bed.driver.log());
+        nothing_is_open().with_context(|| step.to_string())?;
+        // Who asks all the same finds nothing in the way.
+        repeated(async || pod.unpublish(&bed.driver.csi).await).await.with_context(|| step.to_string())?;
+        pod.is_gone(&bed.driver).with_context(|| step.to_string())?;
+    }
+    Ok(())
+}
+
+async fn left_in_use(mut bed: Bed) -> Result<()> {
+    // One that is mounted is its pod's, also where the answer to the publish was lost.
+    let pod = Pod::new(&bed, 1);
+    killed(&mut bed, Step::Mounted, async |csi: &Csi| pod.publish(csi).await).await?;
+    fs::write(pod.file(), MARK)?;
+    bed.driver.kill();
+    bed.driver.start_again().await?;
+    ensure!(fs::read(pod.file())? == MARK && pod.image(&bed.driver)?.exists(), "a mounted volume is gone");
+
+    // One that is mounted nowhere and that somebody has open is his until he lets go of it.
+    run("umount", &[&pod.target.display().to_string()])?;
+    let path = Path::new("/dev/mapper").join(MapperName::of(&pod.own()?).as_str());
+    let opened = fs::File::open(&path).with_context(|| path.display().to_string())?;
+    bed.driver.kill();
+    bed.driver.start_again().await?;
+    ensure!(mappings().len() == 1 && loops() == 1 && pod.image(&bed.driver)?.exists(), "an open volume is gone");
+    let log = bed.driver.log();
+    ensure!(log.contains("something of an ephemeral volume stays"), "that it stays is not told:\n{log}");
+    drop(opened);
+    bed.driver.kill();
+    bed.driver.start_again().await?;
+    ensure!(!pod.image(&bed.driver)?.exists(), "a volume that nobody has stays");
+    nothing_is_open()?;
+    pod.unpublish(&bed.driver.csi).await?;
+    pod.is_gone(&bed.driver)
 }
 
 async fn taken_over(mut bed: Bed) -> Result<()> {
