@@ -24,7 +24,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
-use testbed::{driver::Driver, guest};
+use testbed::{
+    driver::Driver,
+    guest::{self, Part},
+};
 
 /// The program under test.
 const COFFER: &str = env!("CARGO_BIN_EXE_coffer");
@@ -37,7 +40,8 @@ fn main() -> ExitCode {
         return power::inside(&step);
     }
     let words: Vec<_> = std::env::args().skip(1).collect();
-    let mut arguments = Arguments::from_args();
+    let part = words.iter().find_map(|word| Part::of_word(word));
+    let mut arguments = Arguments::from_iter(std::env::args().filter(|word| Part::of_word(word).is_none()));
     // One kernel, and in a guest one processor: tests that wait for each other's programs only look slow.
     arguments.test_threads = Some(1);
     let inside = guest::has_device_mapper();
@@ -56,7 +60,10 @@ fn main() -> ExitCode {
         ephemeral::trials(),
         writelog::trials(),
     ];
-    let on_kernel: Vec<_> = on_kernel.into_iter().flatten().collect();
+    let mut on_kernel: Vec<_> = on_kernel.into_iter().flatten().collect();
+    if let Some(part) = part {
+        on_kernel = part.take(on_kernel);
+    }
     if inside && std::env::var_os("TESTBED_GUEST").is_none() && !mappings().is_empty() {
         println!("this machine has volumes of Coffer open, which the tests would close: {:?}", mappings());
         return ExitCode::FAILURE;
@@ -65,8 +72,11 @@ fn main() -> ExitCode {
         let power = if std::env::var_os("TESTBED_GUEST").is_some() { Vec::new() } else { power::trials() };
         return libtest_mimic::run(&arguments, on_kernel.into_iter().chain(power).collect()).exit_code();
     }
-    println!("no device-mapper here: booting a guest kernel");
-    let status = match guest::run_inside(&words, GUEST_TIME) {
+    // Whoever names tests waits for those alone.
+    let everything = arguments.filter.is_none() && arguments.skip.is_empty();
+    println!("no device-mapper here: booting {}", if everything { "two guest kernels" } else { "a guest kernel" });
+    let ran = if everything { guest::run_in_parts(GUEST_TIME) } else { guest::run_inside(&words, GUEST_TIME) };
+    let status = match ran {
         Ok(status) => status,
         Err(error) => {
             println!("{error:#}");

@@ -1,10 +1,11 @@
-//! What Coffer does at a real API server: who may have which key, records and local volumes as custom resources, the
-//! chart. One API server for the whole run; each test has names of its own.
+//! What Coffer does at a real API server: who may have which key, records and local volumes as custom resources, an
+//! inventory of them, the chart. One API server for the whole run; each test has names of its own.
 //!
 //! `cargo test --test kubernetes` runs them, with a part of a name only those that have it.
 
 mod authority;
 mod chart;
+mod inventory;
 mod local;
 mod store;
 
@@ -62,7 +63,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         anyhow::Ok(Arc::new(server))
     })?;
     let bed = Bed { server, runtime: runtime.handle().clone() };
-    let trials = [authority::trials(&bed), store::trials(&bed), local::trials(&bed), chart::trials(&bed)];
+    let trials = [
+        authority::trials(&bed),
+        store::trials(&bed),
+        local::trials(&bed),
+        inventory::trials(&bed),
+        chart::trials(&bed),
+    ];
     let conclusion = libtest_mimic::run(arguments, trials.into_iter().flatten().collect());
     // What tests left running ends before the server that it talks to.
     runtime.shutdown_timeout(Duration::from_secs(2));

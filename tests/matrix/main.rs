@@ -47,10 +47,16 @@ struct Plan {
     stores: Vec<Side>,
 }
 
+impl Plan {
+    fn cells(&self) -> usize {
+        self.providers.len() * (self.stores.len() + 1)
+    }
+}
+
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args().skip(1).collect();
     let result = match words.first().map(String::as_str) {
-        Some("--inside") => run(inside(Path::new(&words[1]))),
+        Some("--inside") => run(inside_guest(Path::new(&words[1]))),
         // A filter for other tests, or a list, is not for us.
         Some(word) if word != "--nocapture" => return ExitCode::SUCCESS,
         _ => run(outside()),
@@ -69,8 +75,12 @@ fn run(work: impl Future<Output = Result<()>>) -> Result<()> {
 }
 
 async fn outside() -> Result<()> {
-    let disk = Disk::new(8)?.with_network()?;
-    let folder = disk.work().to_owned();
+    let mut disks = vec![Disk::new(8)?.with_network()?];
+    if !guest::has_device_mapper() {
+        // A guest has one processor: each gets every other provider.
+        disks.push(Disk::new(8)?.with_network()?);
+    }
+    let folder = disks[0].work().to_owned();
     let (mut plan, mut running) = (Plan { providers: Vec::new(), stores: Vec::new() }, Vec::new());
     for name in plan::PROVIDERS {
         let (side, server) = plan::provider(name, &folder).await?;
@@ -82,63 +92,104 @@ async fn outside() -> Result<()> {
         plan.stores.push(side);
         running.push(server);
     }
-    let file = folder.join("plan.json");
-    fs::write(&file, serde_json::to_vec_pretty(&plan)?)?;
-
+    let mut shown = Shown::default();
     if guest::has_device_mapper() {
-        return inside(&file).await;
+        shown = inside(&plan).await?;
+    } else {
+        let mut guests = Vec::new();
+        for (number, disk) in disks.iter().enumerate() {
+            let providers = plan.providers.iter().skip(number).step_by(disks.len()).cloned().collect();
+            let file = disk.work().join("plan.json");
+            fs::write(&file, serde_json::to_vec_pretty(&Plan { providers, stores: plan.stores.clone() })?)?;
+            let program = std::env::current_exe()?.display().to_string();
+            let guest = disk.boot(&[program, "--inside".to_owned(), file.display().to_string()])?;
+            // The servers live in this program: they must be heard while the guests run.
+            guests.push(tokio::task::spawn_blocking(move || guest.finish(GUEST_TIME)));
+        }
+        for (guest, disk) in guests.into_iter().zip(&disks) {
+            ensure!(guest.await?? == 0, "a guest failed");
+            shown.join(serde_json::from_slice(&fs::read(disk.work().join(SHOWN))?)?);
+        }
     }
-    let command = [std::env::current_exe()?.display().to_string(), "--inside".to_owned(), file.display().to_string()];
-    let guest = disk.boot(&command)?;
-    // The servers live in this program: they must be heard while the guest runs.
-    let status = tokio::task::spawn_blocking(move || guest.finish(GUEST_TIME)).await??;
-    ensure!(status == 0, "a cell failed");
-    Ok(())
+    shown.told(&plan)
 }
 
-async fn inside(file: &Path) -> Result<()> {
-    let plan: Plan = serde_json::from_slice(&fs::read(file)?)?;
-    guest::reach_host(&plan::ports(plan.providers.iter().chain(&plan.stores))).await?;
-    let (mut cells, mut failed) = (BTreeMap::new(), 0);
-    for provider in &plan.providers {
-        for store in &plan.stores {
-            let start = Instant::now();
-            let cell = match cell(provider, store).await {
-                Ok(()) => format!("ok {:.1} s", start.elapsed().as_secs_f64()),
-                Err(error) => {
-                    failed += 1;
-                    println!("{} with {}: {error:#}", provider.name, store.name);
-                    "FAILED".to_owned()
-                }
-            };
-            cells.insert((&provider.name, &store.name), cell);
+/// What a guest has shown, for the host.
+const SHOWN: &str = "shown.json";
+
+/// What was seen: by provider and store, or by provider alone, a text, or how it failed.
+#[derive(Default, Deserialize, Serialize)]
+struct Shown {
+    kernel: String,
+    cells: BTreeMap<String, BTreeMap<String, Result<String, String>>>,
+    searches: BTreeMap<String, Result<String, String>>,
+}
+
+impl Shown {
+    fn join(&mut self, other: Self) {
+        self.kernel = other.kernel;
+        self.cells.extend(other.cells);
+        self.searches.extend(other.searches);
+    }
+
+    /// Prints it, and fails where anything failed.
+    fn told(&self, plan: &Plan) -> Result<()> {
+        let mut failed = Vec::new();
+        println!("\nA volume created, staged on Linux {}, staged again after a restart, destroyed:\n", self.kernel);
+        let head: Vec<_> = plan.stores.iter().map(|store| format!("{} ({})", store.name, store.standing)).collect();
+        println!("| provider | {} |", head.join(" | "));
+        println!("|---|{}", "---|".repeat(head.len()));
+        for provider in &plan.providers {
+            let mut row = Vec::new();
+            for store in &plan.stores {
+                row.push(match &self.cells[&provider.name][&store.name] {
+                    Ok(cell) => cell.as_str(),
+                    Err(error) => {
+                        failed.push(format!("{} with {}: {error}", provider.name, store.name));
+                        "FAILED"
+                    }
+                });
+            }
+            println!("| {} ({}) | {} |", provider.name, provider.standing, row.join(" | "));
         }
-    }
-    println!("\nA volume created, staged on Linux {}, staged again after a restart, destroyed:\n", kernel()?);
-    let head: Vec<_> = plan.stores.iter().map(|store| format!("{} ({})", store.name, store.standing)).collect();
-    println!("| provider | {} |", head.join(" | "));
-    println!("|---|{}", "---|".repeat(head.len()));
-    for provider in &plan.providers {
-        let row: Vec<_> = plan.stores.iter().map(|store| cells[&(&provider.name, &store.name)].as_str()).collect();
-        println!("| {} ({}) | {} |", provider.name, provider.standing, row.join(" | "));
-    }
-    let servers: Vec<_> = plan.providers.iter().chain(&plan.stores).map(|side| side.server.as_str()).collect();
-    println!("\nservers: {}", servers.join(", "));
-    println!("\nA volume's life with each provider, with everything logged, and where its keys were not:\n");
-    for provider in &plan.providers {
-        let start = Instant::now();
-        match secrets::nothing_leaves(provider).await {
-            Ok(told) => println!("{}: {told}, {:.1} s", provider.name, start.elapsed().as_secs_f64()),
-            Err(error) => {
-                failed += 1;
-                println!("{}: {error:#}", provider.name);
+        let servers: Vec<_> = plan.providers.iter().chain(&plan.stores).map(|side| side.server.as_str()).collect();
+        println!("\nservers: {}", servers.join(", "));
+        println!("\nA volume's life with each provider, with everything logged, and where its keys were not:\n");
+        for provider in &plan.providers {
+            match &self.searches[&provider.name] {
+                Ok(told) => println!("{}: {told}", provider.name),
+                Err(error) => failed.push(format!("search with {}: {error}", provider.name)),
             }
         }
+        if !failed.is_empty() {
+            bail!("{} of {} cells and searches failed\n{}", failed.len(), plan.cells(), failed.join("\n"));
+        }
+        Ok(())
     }
-    if failed > 0 {
-        bail!("{failed} of {} cells and {} searches failed", cells.len(), plan.providers.len());
+}
+
+/// In a guest: what was shown goes into a file of its work folder.
+async fn inside_guest(file: &Path) -> Result<()> {
+    let shown = inside(&serde_json::from_slice(&fs::read(file)?)?).await?;
+    Ok(fs::write(SHOWN, serde_json::to_vec(&shown)?)?)
+}
+
+async fn inside(plan: &Plan) -> Result<Shown> {
+    guest::reach_host(&plan::ports(plan.providers.iter().chain(&plan.stores))).await?;
+    let mut shown = Shown { kernel: kernel()?, ..Shown::default() };
+    let seconds = |start: Instant| format!("{:.1} s", start.elapsed().as_secs_f64());
+    for provider in &plan.providers {
+        let cells = shown.cells.entry(provider.name.clone()).or_default();
+        for store in &plan.stores {
+            let start = Instant::now();
+            let cell = cell(provider, store).await.map(|()| format!("ok {}", seconds(start)));
+            cells.insert(store.name.clone(), cell.map_err(|error| format!("{error:#}")));
+        }
+        let start = Instant::now();
+        let searched = secrets::nothing_leaves(provider).await.map(|told| format!("{told}, {}", seconds(start)));
+        shown.searches.insert(provider.name.clone(), searched.map_err(|error| format!("{error:#}")));
     }
-    Ok(())
+    Ok(shown)
 }
 
 fn kernel() -> Result<String> {

@@ -28,6 +28,7 @@ const RIGHTS: &[(&str, &str, &[&str], &str)] = &[
     ("keyservice", "storage.k8s.io/volumeattachments", &["get", "list", "watch"], "where it is attached, likewise"),
     ("keyservice", "coffer.csi/volumekeys", &["get", "list", "create", "update"], "records"),
     ("keyservice", "coffer.csi/volumekeys", &["watch"], "those that somebody deletes"),
+    ("keyservice", "coffer.csi/localvolumes", &["list"], "coffer inventory, which is run in its Pod"),
     ("keyservice", "events.k8s.io/events", &["create", "patch"], "why a VolumeKey stays"),
     (
         "controller",
@@ -73,6 +74,8 @@ const FORBIDDEN: &[(&str, &str, &str, &str)] = &[
     ("keyservice", "secrets", "get", "coffer-cluster-key"),
     ("keyservice", "secrets", "list", ""),
     ("keyservice", "persistentvolumes", "update", "some"),
+    ("keyservice", "coffer.csi/localvolumes", "get", "some"),
+    ("keyservice", "coffer.csi/localvolumes", "delete", "some"),
     ("keyservice", "pods", "create", "some"),
     ("controller", "coffer.csi/volumekeys", "get", "some"),
     ("controller", "coffer.csi/volumekeys", "list", ""),
