@@ -133,10 +133,10 @@ async fn authority() -> Result<()> {
     server.pod(NAMESPACE, "coffer-node", "node", "n1").await?;
     let token = server.token(NAMESPACE, "coffer-node", "coffer", Some("node")).await?;
 
-    let certified = KeyServer::start(&place("certified")?, Callers::Certified).await?;
+    let certified = KeyServer::start(&place("certified")?, Callers::Certified)?;
     let settings = settings(NAMESPACE, Duration::from_secs(10), 1_000_000);
     let start = Instant::now();
-    let bearers = KeyServer::start(&place("bearers")?, Callers::Bearers(Box::new((server.client(), settings)))).await?;
+    let bearers = KeyServer::start(&place("bearers")?, Callers::Bearers(Box::new((server.client(), settings))))?;
     bearers.synced().await?;
     println!("key service, from its start until its watches know of everything: {} ms", start.elapsed().as_millis());
     for service in [&certified, &bearers] {

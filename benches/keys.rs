@@ -7,7 +7,6 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     hint::black_box,
-    path::Path,
     process::{Command, ExitCode},
     sync::Arc,
     time::{Duration, Instant},
@@ -28,13 +27,10 @@ use coffer::{
     keyservice::{
         audit::Audit,
         auth::{Caller, Guarded},
-        client::{Address, Remote},
     },
     secret::ClusterKey,
-    server::tls::{ClientTls, Files},
     volume::{Content, FsType, Parameters, VolumeId},
 };
-use rustls::pki_types::ServerName;
 use testbed::{driver::NODE, figures, keyservice};
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -166,7 +162,7 @@ async fn service() -> Result<()> {
     let cluster_key = state.join("cluster-key.json");
     ClusterKeys::generate().save_new(&cluster_key)?;
     let server = keyservice::KeyService::start(COFFER, folder, &state)?;
-    let remote: Arc<dyn KeyService> = Arc::new(client(folder, &server)?);
+    let remote: Arc<dyn KeyService> = Arc::new(server.client()?);
     let volumes = prepare(remote.as_ref()).await?;
     let nothing: Arc<[VolumeId]> = [VolumeId::for_name("nothing")].into();
 
@@ -204,17 +200,6 @@ async fn service() -> Result<()> {
 
 fn soon() -> Deadline {
     Deadline::within(Duration::from_secs(10))
-}
-
-/// A client with the certificate of a node, as the service's own words for a node say.
-fn client(folder: &Path, server: &keyservice::KeyService) -> Result<Remote> {
-    let words = server.words();
-    let address = words.windows(2).find(|pair| pair[0] == "--key-service").and_then(|pair| pair[1].to_str());
-    let authority = address.and_then(|address| address.strip_prefix("https://")).context("a node has an address")?;
-    let file = |name: &str| folder.join(name);
-    let files = Files { certificate: file("node.crt"), private_key: file("node.key"), authority: file("ca.pem") };
-    let (name, tls) = (ServerName::try_from("localhost")?, Arc::new(ClientTls::client(files)?));
-    Ok(Remote::at(Address::Tls { authority: authority.to_owned(), name, tls, token: None }))
 }
 
 /// Records of volumes that nobody has staged yet, once the service answers.

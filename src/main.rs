@@ -81,6 +81,8 @@ async fn act(verb: Verb) -> Result<()> {
         #[cfg(feature = "keyservice")]
         Verb::Rewrap(args) => operator::rewrap(args, &environment).await,
         #[cfg(feature = "keyservice")]
+        Verb::Inventory(args) => operator::inventory(args, &environment).await,
+        #[cfg(feature = "keyservice")]
         Verb::Config(verb) => operator::config(verb, &environment),
         #[cfg(feature = "keyservice")]
         Verb::Policy(verb) => operator::policy(verb, &environment),

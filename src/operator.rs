@@ -10,10 +10,11 @@ use std::{
 use anyhow::{Context, Result};
 use coffer::{
     admin::{
-        self, Place, StateDir, Trail,
+        self, KekTrail, Place, StateDir, Trail,
         answer::Print,
         config::Show,
-        keys::{list::Which as KeksOf, status},
+        inventory::{self, Sought, lists::Cluster},
+        keys::{list::Which as KeksOf, rotation, status},
         progress::Progress,
         records::{Effect, import::Check, list::Which},
         rewrap::{Asked, Sweep},
@@ -21,7 +22,10 @@ use coffer::{
     chain::Others,
     config::{
         Faults,
-        args::{Audit as AuditVerb, Config, Keys, KeysInit, Policy, Records, Rewrap, Where},
+        args::{
+            Audit as AuditVerb, Config, EnableRotation, Inventory, Keys, KeysInit, KeysRotation, Policy, Records,
+            Rewrap, Where,
+        },
         file::{Environment, FileConfig},
     },
     key::{
@@ -29,7 +33,7 @@ use coffer::{
         store::{DekStore, filesystem::Filesystem, memory::Memory},
     },
     keyservice::{
-        audit::{self, Audit, Operation, Who},
+        audit::{self, Audit, Ending, Operation, Who},
         auth::Caller,
     },
     server::rpc,
@@ -70,12 +74,38 @@ fn trail(audit_log: Option<&Path>, operation: Operation) -> Result<Trail> {
             Ok(())
         }));
     };
-    let audit = Audit::to(audit::file(path).with_context(|| format!("open audit log {}", path.display()))?);
-    let who = Who::named(Caller::Uid(rustix::process::getuid().as_raw()).to_string());
+    let (audit, who) = audit_log_at(path)?;
     Ok(Trail::to(move |volume_id, outcome| match outcome {
         Ok(info) => audit.done(&who, operation, Some(volume_id), Some(info)),
         Err(failure) => audit.not_done(&who, operation, Some(volume_id), failure),
     }))
+}
+
+/// The same for what a KMS is to do with a KEK.
+fn kek_trail(audit_log: Option<&Path>, operation: Operation) -> Result<KekTrail> {
+    let Some(path) = audit_log else {
+        return Ok(KekTrail::to(move |provider, kek_id, outcome| {
+            let operation = operation.name();
+            match outcome {
+                Ok(()) => tracing::info!(operation, provider, kek_id, "done"),
+                Err(failure) => {
+                    tracing::warn!(operation, provider, kek_id, error = rpc::message(failure), "not done");
+                }
+            }
+            Ok(())
+        }));
+    };
+    let (audit, who) = audit_log_at(path)?;
+    Ok(KekTrail::to(move |provider, kek_id, outcome| {
+        let outcome = outcome.map_err(|failure| (Ending::of(failure.refusal()), rpc::message(failure)));
+        audit.of_kek(&who, operation, (provider, kek_id), outcome)
+    }))
+}
+
+/// The audit log in a file, and who writes to it.
+fn audit_log_at(path: &Path) -> Result<(Audit, Who)> {
+    let file = audit::file(path).with_context(|| format!("open audit log {}", path.display()))?;
+    Ok((Audit::to(file), Who::named(Caller::Uid(rustix::process::getuid().as_raw()).to_string())))
 }
 
 /// The store alone: a key that is lost keeps nobody from looking, and looking makes nothing.
@@ -136,8 +166,18 @@ pub(crate) async fn keys(verb: Keys, environment: &Environment) -> Result<()> {
             let (place, which) = (place(&at, environment).await?, KeksOf::of(orphans));
             admin::keys::list::list(&place, which, Print::of(json), progress, out).await?;
         }
+        Keys::Rotation(KeysRotation::Enable(asked)) => enable_rotation(asked, environment, out).await?,
     }
     Ok(())
+}
+
+async fn enable_rotation(asked: EnableRotation, environment: &Environment, out: &mut impl io::Write) -> Result<()> {
+    let EnableRotation { provider, place, key_id, period, dry_run } = asked;
+    let (place, audit_log) = place_and_log(&place, environment).await?;
+    let plan = rotation::Plan::of(&place, rotation::Asked { provider, key_id, period, effect: Effect::of(dry_run) })?;
+    // Where nothing is done, nothing is written down.
+    let trail = kek_trail(audit_log.as_deref().filter(|_| !dry_run), Operation::EnableRotation)?;
+    Ok(plan.run(&trail, out).await?)
 }
 
 async fn init(asked: KeysInit, out: &mut impl io::Write) -> Result<()> {
@@ -158,6 +198,40 @@ pub(crate) async fn rewrap(args: Rewrap, environment: &Environment) -> Result<()
     let sweep = Sweep::plan(&place, Asked { from, to, volume, effect: Effect::of(dry_run) })?;
     let trail = trail(audit_log.as_deref().filter(|_| !dry_run), Operation::Rewrap)?;
     Ok(sweep.run(&trail, progress, out).await?)
+}
+
+pub(crate) async fn inventory(asked: Inventory, environment: &Environment) -> Result<()> {
+    let (out, progress) = (&mut io::stdout(), &mut Progress::on_standard_error());
+    let place = place(&asked.place, environment).await?;
+    let config = asked.place.config.as_deref().map(|file| FileConfig::load(file, environment)).transpose()?;
+    #[cfg(feature = "node")]
+    let pool = asked.pool_dir.clone();
+    #[cfg(not(feature = "node"))]
+    let pool = None;
+    let pool = pool.or_else(|| asked.place.state_dir.as_deref().map(|folder| StateDir::at(folder).volumes()));
+    // Before the records are.
+    let cluster = cluster(&asked, config.as_ref(), progress).await;
+    Ok(inventory::inventory(&place, Sought { cluster, pool }, Print::of(asked.json), progress, out).await?)
+}
+
+/// The volumes of the cluster that a configuration is for.
+#[cfg(feature = "kubernetes")]
+async fn cluster(asked: &Inventory, config: Option<&FileConfig>, progress: &mut Progress) -> Cluster {
+    let callers = config.and_then(|config| config.kubernetes.as_ref());
+    let keeps_records = config.is_some_and(|config| config.store == Some(coffer::key::store::Settings::Kubernetes));
+    if !(asked.kubernetes || callers.is_some() || keeps_records) {
+        return Cluster::passed("the configuration names no cluster: --kubernetes asks the one of KUBECONFIG");
+    }
+    let drivers = callers.map_or_else(|| vec![inventory::lists::DRIVER.to_owned()], |callers| callers.drivers.clone());
+    match coffer::kubernetes::client().await {
+        Ok(client) => inventory::cluster::read(client, &drivers, progress).await,
+        Err(fault) => Cluster::failed(&rpc::message(&fault)),
+    }
+}
+
+#[cfg(not(feature = "kubernetes"))]
+async fn cluster(_: &Inventory, _: Option<&FileConfig>, _: &mut Progress) -> Cluster {
+    Cluster::passed("this build knows no Kubernetes")
 }
 
 pub(crate) fn config(verb: Config, environment: &Environment) -> Result<()> {

@@ -98,8 +98,14 @@ enum Fence {
 const FENCES: &[Fence] = &[
     Fence::Path("tonic", &["csi/", "keyservice/", "server/", "proto.rs", "node/source/upstream", "role/"]),
     Fence::Path("prost", &["proto.rs"]),
-    Fence::Path("kube", &["kubernetes/", "keyservice/kubernetes/", "key/store/kubernetes", "admin/keys/", "role/"]),
-    Fence::Path("k8s_openapi", &["kubernetes/", "keyservice/kubernetes/", "key/store/kubernetes", "admin/keys/"]),
+    Fence::Path(
+        "kube",
+        &["kubernetes/", "keyservice/kubernetes/", "key/store/kubernetes", "admin/keys/", "admin/inventory/", "role/"],
+    ),
+    Fence::Path(
+        "k8s_openapi",
+        &["kubernetes/", "keyservice/kubernetes/", "key/store/kubernetes", "admin/keys/", "admin/inventory/"],
+    ),
     Fence::Path("schemars", &["kubernetes/"]),
     Fence::Path("rcgen", &["admin/keys/"]),
     Fence::Path("aws_config", &["key/access/", "key/kms/", "key/store/"]),

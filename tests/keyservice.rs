@@ -1,11 +1,10 @@
 //! The key service over the wire: who gets what, what is written down, and certificates that change.
 
 use std::{
-    collections::BTreeMap,
     io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,12 +13,8 @@ use coffer::{
     exec::Deadline,
     key::{
         derive::Tag,
-        embedded::Embedded,
-        kms::local::Local,
-        providers::{KmsProvider, Provider, Providers},
         record::State,
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, Refusal, VolumeKey},
-        store::memory::Memory,
     },
     keyservice::{
         audit::Audit,
@@ -27,23 +22,19 @@ use coffer::{
         server::Server,
     },
     proto::keyservice::key_service_server::KeyServiceServer,
-    secret::LocalKek,
-    server::{
-        Reach, listen_unix,
-        tls::{ClientTls, Clients, Files, ServerFiles, ServerTls, incoming},
-    },
-    volume::{Content, FsType, Parameters, VolumeId},
+    server::tls::{ClientTls, Clients, Files, ServerFiles},
+    volume::{Content, Parameters, VolumeId},
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
-use rustls::pki_types::ServerName;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use uuid::Uuid;
-
-fn soon() -> Deadline {
-    Deadline::within(Duration::from_secs(20))
-}
+use testbed::{
+    conformance::{soon, store::new_key},
+    keyservice::{
+        authority::Authority,
+        log::AuditLog,
+        served::{self, embedded},
+    },
+};
+use tonic::transport::server::Router;
 
 /// Time enough for one answer, and for little asking again.
 fn at_once() -> Deadline {
@@ -55,125 +46,61 @@ fn id(text: &str) -> VolumeId {
 }
 
 fn new(volume_id: &str, node: &str) -> NewKey {
-    NewKey {
-        volume_id: id(volume_id),
-        name: volume_id.to_owned(),
-        parameters: Parameters::of(Content::Filesystem(FsType::Ext4)),
-        node: Some(node.to_owned()).filter(|node| !node.is_empty()),
-        tenant: Some("blue".to_owned()),
-        storage_class: None,
-        claim: None,
-        key_id: None,
-        provider: None,
-        context: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
-    }
+    let node = Some(node.to_owned()).filter(|node| !node.is_empty());
+    NewKey { name: volume_id.to_owned(), node, tenant: Some("blue".to_owned()), ..new_key(volume_id) }
 }
 
-fn embedded() -> Arc<Embedded> {
-    let local = Local::new(LocalKek::born(|kek| kek.fill(7)));
-    let providers = Providers {
-        by_name: [("main".to_owned(), Provider::Kms(KmsProvider::new(Arc::new(local))))].into(),
-        default: "main".to_owned(),
-    };
-    Arc::new(Embedded::new(Uuid::from_u128(1), providers, Arc::new(Memory::default())))
+/// An authority, and the folder of all that it has certified.
+struct Certifier {
+    authority: Authority,
+    _folder: TempDir,
 }
 
-/// What was written to the audit log.
-#[derive(Clone, Default)]
-struct Written(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Written {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no panic while it is held").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Written {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().expect("no panic while it is held").clone()).expect("text")
-    }
-
-    fn lines(&self) -> Vec<serde_json::Value> {
-        self.text().lines().map(|line| serde_json::from_str(line).expect("one JSON object a line")).collect()
-    }
-
-    fn last(&self) -> serde_json::Value {
-        self.lines().pop().expect("a line")
-    }
-}
-
-/// An authority, and the files of those whom it has certified.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    folder: TempDir,
-}
-
-impl Authority {
+impl Certifier {
     fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let issuer = CertifiedIssuer::self_signed(params, key).expect("an authority");
         let folder = tempfile::tempdir().expect("a temporary folder");
-        std::fs::write(folder.path().join("ca.pem"), issuer.pem()).expect("written");
-        Self { issuer, folder }
+        let authority = Authority::new(folder.path()).expect("an authority");
+        Self { authority, _folder: folder }
     }
 
-    /// Certificate and key for a name, and our own certificate as the authority of the other side.
-    fn certify(&self, name: &str, san: Option<SanType>) -> Files {
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.subject_alt_names.extend(san);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
-        let path = |suffix: &str| self.folder.path().join(format!("{name}{suffix}"));
-        std::fs::write(path(".crt"), certificate.pem()).expect("written");
-        std::fs::write(path(".key"), key.serialize_pem()).expect("written");
-        Files { certificate: path(".crt"), private_key: path(".key"), authority: self.folder.path().join("ca.pem") }
-    }
-
-    fn server(&self) -> Files {
-        self.certify("server", Some(SanType::DnsName("localhost".try_into().expect("a name"))))
+    /// A server, which lets in those who are of the same authority.
+    fn server(&self) -> ServerFiles {
+        self.authority.server(Clients::Certified(self.root())).expect("certified")
     }
 
     fn client(&self, uri: &str) -> Files {
-        let san = (!uri.is_empty()).then(|| SanType::URI(uri.try_into().expect("a URI")));
-        self.certify(&uri.replace(['/', ':'], "-"), san)
+        self.authority.client(uri).expect("certified")
+    }
+
+    /// The authority's own certificate.
+    fn root(&self) -> PathBuf {
+        self.authority.certificate()
     }
 }
 
+fn service(inner: Arc<dyn KeyService>, audit: AuditLog, uids: Vec<u32>) -> Router {
+    let server = Server::new(inner, Arc::new(Audit::to(audit)), uids);
+    tonic::transport::Server::builder().add_service(KeyServiceServer::new(server))
+}
+
 /// A server over TLS on loopback.
-async fn serve_tls(inner: Arc<dyn KeyService>, audit: Written, files: Files) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let Files { certificate, private_key, authority } = files;
-    let files = ServerFiles { certificate, private_key, clients: Clients::Certified(authority) };
-    let tls = Arc::new(ServerTls::server(files).expect("the files fit together"));
-    let server = KeyServiceServer::new(Server::new(inner, Arc::new(Audit::to(audit)), Vec::new()));
-    let service = tonic::transport::Server::builder().add_service(server);
-    tokio::spawn(service.serve_with_incoming(incoming(listener, tls)));
+fn serve_tls(inner: Arc<dyn KeyService>, audit: AuditLog, files: ServerFiles) -> SocketAddr {
+    let service = service(inner, audit, Vec::new());
+    let (address, served) = served::over_tls(service, files, std::future::pending()).expect("the files fit together");
+    tokio::spawn(served);
     address
 }
 
 /// A server on a unix socket.
-fn serve_unix(inner: Arc<dyn KeyService>, audit: Written, uids: Vec<u32>) -> (TempDir, PathBuf) {
+fn serve_unix(inner: Arc<dyn KeyService>, audit: AuditLog, uids: Vec<u32>) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("key.sock");
-    let listener = listen_unix(&path, Reach::Everybody).expect("a socket");
-    let server = KeyServiceServer::new(Server::new(inner, Arc::new(Audit::to(audit)), uids));
-    let service = tonic::transport::Server::builder().add_service(server);
-    tokio::spawn(service.serve_with_incoming(UnixListenerStream::new(listener)));
+    tokio::spawn(served::on_socket(service(inner, audit, uids), &path).expect("a socket"));
     (folder, path)
 }
 
 fn over_tls(address: SocketAddr, files: Files) -> Remote {
-    let tls = Arc::new(ClientTls::client(files).expect("the files fit together"));
-    let name = ServerName::try_from("localhost").expect("a name");
-    Remote::at(Address::Tls { authority: address.to_string(), name, tls, token: None })
+    served::client(address, ClientTls::client(files).expect("the files fit together"), None)
 }
 
 fn over_unix(path: &Path) -> Remote {
@@ -232,20 +159,20 @@ async fn the_embedded_service_conforms() {
 #[tokio::test]
 async fn the_service_on_a_unix_socket_conforms() {
     let uid = rustix::process::getuid().as_raw();
-    let (_folder, path) = serve_unix(embedded(), Written::default(), vec![uid]);
+    let (_folder, path) = serve_unix(embedded(), AuditLog::default(), vec![uid]);
     conforms(&over_unix(&path)).await;
 }
 
 #[tokio::test]
 async fn the_service_over_tls_conforms_for_a_node() {
-    let authority = Authority::new();
-    let address = serve_tls(embedded(), Written::default(), authority.server()).await;
+    let authority = Certifier::new();
+    let address = serve_tls(embedded(), AuditLog::default(), authority.server());
     conforms(&over_tls(address, authority.client("coffer://node/n1"))).await;
 }
 
 #[tokio::test]
 async fn a_uid_that_is_not_allowed_gets_nothing_and_is_written_down() {
-    let audit = Written::default();
+    let audit = AuditLog::default();
     let uid = rustix::process::getuid().as_raw();
     let (_folder, path) = serve_unix(embedded(), audit.clone(), vec![uid + 1]);
     let client = over_unix(&path);
@@ -259,8 +186,8 @@ async fn a_uid_that_is_not_allowed_gets_nothing_and_is_written_down() {
 
 #[tokio::test]
 async fn a_key_goes_only_to_the_node_that_holds_the_volume() {
-    let (authority, audit) = (Authority::new(), Written::default());
-    let address = serve_tls(embedded(), audit.clone(), authority.server()).await;
+    let (authority, audit) = (Certifier::new(), AuditLog::default());
+    let address = serve_tls(embedded(), audit.clone(), authority.server());
     let controller = over_tls(address, authority.client("coffer://controller/c1"));
     let (one, two) = ("coffer://node/n1", "coffer://node/n2");
     let (one, two) = (over_tls(address, authority.client(one)), over_tls(address, authority.client(two)));
@@ -295,8 +222,8 @@ async fn a_key_goes_only_to_the_node_that_holds_the_volume() {
 
 #[tokio::test]
 async fn a_certificate_that_names_nobody_or_comes_from_elsewhere_gets_nothing() {
-    let (authority, elsewhere, audit) = (Authority::new(), Authority::new(), Written::default());
-    let address = serve_tls(embedded(), audit.clone(), authority.server()).await;
+    let (authority, elsewhere, audit) = (Certifier::new(), Certifier::new(), AuditLog::default());
+    let address = serve_tls(embedded(), audit.clone(), authority.server());
     for uri in ["", "coffer://node/", "coffer://admin/x", "https://node/n1"] {
         let client = over_tls(address, authority.client(uri));
         assert_eq!(refusal(client.get(&id("a"), soon()).await), Refusal::Denied, "{uri}");
@@ -305,19 +232,19 @@ async fn a_certificate_that_names_nobody_or_comes_from_elsewhere_gets_nothing() 
     let written = audit.lines().len();
     // Their certificate is from elsewhere, or they do not trust ours: the handshake fails, and nothing is served.
     let mut forged = elsewhere.client("coffer://node/n1");
-    forged.authority = authority.server().authority;
+    forged.authority = authority.root();
     assert_eq!(refusal(over_tls(address, forged).get(&id("a"), at_once()).await), Refusal::Unavailable);
     let mut mistrusting = authority.client("coffer://node/n1");
-    mistrusting.authority = elsewhere.server().authority;
+    mistrusting.authority = elsewhere.root();
     assert_eq!(refusal(over_tls(address, mistrusting).get(&id("a"), soon()).await), Refusal::Unavailable);
     assert_eq!(audit.lines().len(), written);
 }
 
 #[tokio::test]
 async fn certificates_are_read_again_when_they_change() {
-    let (old, new_authority) = (Authority::new(), Authority::new());
+    let (old, new_authority) = (Certifier::new(), Certifier::new());
     let files = old.server();
-    let address = serve_tls(embedded(), Written::default(), files.clone()).await;
+    let address = serve_tls(embedded(), AuditLog::default(), files.clone());
     let client = over_tls(address, old.client("coffer://node/n1"));
     client.create(new("before", "n1"), soon()).await.expect("served with the old ones");
 
@@ -327,7 +254,7 @@ async fn certificates_are_read_again_when_they_change() {
 
     let fresh = new_authority.server();
     for (from, to) in [
-        (&fresh.authority, &files.authority),
+        (&new_authority.root(), &old.root()),
         (&fresh.certificate, &files.certificate),
         (&fresh.private_key, &files.private_key),
     ] {
@@ -339,7 +266,7 @@ async fn certificates_are_read_again_when_they_change() {
     let client = over_tls(address, new_authority.client("coffer://node/n1"));
     client.get(&id("before"), soon()).await.expect("served with the new ones");
     let mut late = old.client("coffer://node/n1");
-    late.authority = new_authority.server().authority;
+    late.authority = new_authority.root();
     assert_eq!(refusal(over_tls(address, late).get(&id("before"), at_once()).await), Refusal::Unavailable);
 }
 
@@ -380,7 +307,7 @@ impl KeyService for Silent {
 #[tokio::test]
 async fn a_callers_deadline_holds_on_both_sides_of_the_wire() {
     let uid = rustix::process::getuid().as_raw();
-    let (_folder, path) = serve_unix(Arc::new(Silent), Written::default(), vec![uid]);
+    let (_folder, path) = serve_unix(Arc::new(Silent), AuditLog::default(), vec![uid]);
     let answer = over_unix(&path).get(&id("a"), Deadline::within(Duration::from_millis(300))).await;
     assert_eq!(refusal(answer), Refusal::Deadline);
 }
@@ -391,11 +318,9 @@ async fn a_service_that_is_away_is_unavailable_and_found_again() {
     let path = folder.path().join("key.sock");
     let client = over_unix(&path);
     assert_eq!(refusal(client.get(&id("a"), at_once()).await), Refusal::Unavailable);
-    let listener = listen_unix(&path, Reach::Everybody).expect("a socket");
     let uid = rustix::process::getuid().as_raw();
-    let server = Server::new(embedded(), Arc::new(Audit::to(Written::default())), vec![uid]);
-    let service = tonic::transport::Server::builder().add_service(KeyServiceServer::new(server));
-    tokio::spawn(service.serve_with_incoming(UnixListenerStream::new(listener)));
+    let service = service(embedded(), AuditLog::default(), vec![uid]);
+    tokio::spawn(served::on_socket(service, &path).expect("a socket"));
     assert_eq!(refusal(client.get(&id("a"), soon()).await), Refusal::Missing);
 }
 
@@ -423,8 +348,8 @@ async fn a_key_that_cannot_be_written_down_is_not_released() {
 
 #[tokio::test]
 async fn the_audit_log_holds_no_byte_of_a_key() {
-    let (authority, audit) = (Authority::new(), Written::default());
-    let address = serve_tls(embedded(), audit.clone(), authority.server()).await;
+    let (authority, audit) = (Certifier::new(), AuditLog::default());
+    let address = serve_tls(embedded(), audit.clone(), authority.server());
     let client = over_tls(address, authority.client("coffer://node/n1"));
     conforms(&client).await;
     client.create(new("searched", "n1"), soon()).await.expect("a new key");

@@ -2,9 +2,7 @@
 //! is said once, and a token goes along with each request.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -18,10 +16,7 @@ use coffer::{
     key::{
         derive::Tag,
         embedded::Embedded,
-        kms::local::Local,
-        providers::{KmsProvider, Provider, Providers},
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, Refusal, VolumeKey},
-        store::memory::Memory,
     },
     keyservice::{
         audit::Audit,
@@ -30,64 +25,36 @@ use coffer::{
         token::Token,
     },
     proto::keyservice::key_service_server::KeyServiceServer,
-    secret::LocalKek,
-    server::{
-        Reach, listen_unix,
-        tls::{ClientTls, Clients, ServerFiles, ServerTls, incoming},
-    },
-    volume::{Content, FsType, Parameters, VolumeId},
+    server::tls::{ClientTls, Clients, ServerFiles},
+    volume::VolumeId,
 };
-use rcgen::{CertificateParams, KeyPair};
-use rustls::pki_types::ServerName;
+use tempfile::TempDir;
+use testbed::{
+    conformance::{soon, store::new_key},
+    keyservice::{
+        authority::Authority,
+        served::{self, embedded},
+    },
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Runtime,
     task::JoinSet,
     time::Instant,
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Status,
     transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
 };
-use uuid::Uuid;
 
 /// Calls at once.
 const CALLERS: usize = 20;
 /// Calls that each of them makes at least.
 const CALLS: usize = 10;
 
-fn soon() -> Deadline {
-    Deadline::within(Duration::from_secs(20))
-}
-
 fn id(text: &str) -> VolumeId {
     text.parse().expect("a volume id")
-}
-
-fn new(volume_id: &str) -> NewKey {
-    NewKey {
-        volume_id: id(volume_id),
-        name: volume_id.to_owned(),
-        parameters: Parameters::of(Content::Filesystem(FsType::Ext4)),
-        node: None,
-        tenant: None,
-        storage_class: None,
-        claim: None,
-        key_id: None,
-        provider: None,
-        context: BTreeMap::new(),
-    }
-}
-
-fn embedded() -> Arc<Embedded> {
-    let local = Local::new(LocalKek::born(|kek| kek.fill(7)));
-    let providers = Providers {
-        by_name: [("main".to_owned(), Provider::Kms(KmsProvider::new(Arc::new(local))))].into(),
-        default: "main".to_owned(),
-    };
-    Arc::new(Embedded::new(Uuid::from_u128(1), providers, Arc::new(Memory::default())))
 }
 
 fn server(inner: Arc<dyn KeyService>) -> Server {
@@ -95,19 +62,19 @@ fn server(inner: Arc<dyn KeyService>) -> Server {
     Server::new(inner, Arc::new(Audit::to(std::io::sink())), vec![uid])
 }
 
-/// A certificate for `localhost` that is its own authority, as files.
-fn certify(folder: &Path) {
-    let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
-    let key = KeyPair::generate().expect("a key");
-    let certificate = params.self_signed(&key).expect("signed");
-    std::fs::write(folder.join("tls.crt"), certificate.pem()).expect("written");
-    std::fs::write(folder.join("tls.key"), key.serialize_pem()).expect("written");
+fn authority() -> (TempDir, Authority) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let authority = Authority::new(folder.path()).expect("an authority");
+    (folder, authority)
 }
 
-fn over_tls(folder: &Path, address: SocketAddr, token: Option<Token>) -> Remote {
-    let tls = ClientTls::trusting(folder.join("tls.crt")).expect("a certificate");
-    let name = ServerName::try_from("localhost").expect("a name");
-    Remote::at(Address::Tls { authority: address.to_string(), name, tls: Arc::new(tls), token })
+/// A server, which lets in everybody.
+fn files(authority: &Authority) -> ServerFiles {
+    authority.server(Clients::Anybody).expect("certified")
+}
+
+fn over_tls(authority: &Authority, address: SocketAddr, token: Option<Token>) -> Remote {
+    served::client(address, ClientTls::trusting(authority.certificate()).expect("a certificate"), token)
 }
 
 /// A replica in a runtime of its own, so that it can end as a process does.
@@ -118,23 +85,15 @@ struct Replica {
 }
 
 impl Replica {
-    fn start(keys: Arc<Embedded>, folder: &Path) -> Self {
+    fn start(keys: Arc<Embedded>, files: &ServerFiles) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let runtime = runtime.expect("a runtime");
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.set_nonblocking(true).expect("a socket");
-        let (address, end) = (listener.local_addr().expect("an address"), CancellationToken::new());
-        let clients = Clients::Anybody;
-        let files = ServerFiles { certificate: folder.join("tls.crt"), private_key: folder.join("tls.key"), clients };
-        let tls = Arc::new(ServerTls::server(files).expect("the files fit together"));
+        let (runtime, end) = (runtime.expect("a runtime"), CancellationToken::new());
         // Who calls is not what this is about: everybody is a process that may have everything.
         let service = KeyServiceServer::with_interceptor(server(keys), trusted);
-        let told = end.clone();
-        runtime.spawn(async move {
-            let listener = TcpListener::from_std(listener).expect("a listener");
-            let served = tonic::transport::Server::builder().add_service(service);
-            served.serve_with_incoming_shutdown(incoming(listener, tls), told.cancelled_owned()).await
-        });
+        let service = tonic::transport::Server::builder().add_service(service);
+        let served = served::over_tls(service, files.clone(), end.clone().cancelled_owned());
+        let (address, served) = served.expect("the files fit together");
+        runtime.spawn(served);
         Self { runtime: Some(runtime), address, end }
     }
 }
@@ -193,14 +152,14 @@ impl Front {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_end_one_after_the_other_lose_no_request() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    certify(folder.path());
+    let (_folder, authority) = authority();
+    let files = files(&authority);
     let keys = embedded();
-    keys.create(new("shared"), soon()).await.expect("a new key");
+    keys.create(new_key("shared"), soon()).await.expect("a new key");
     let key = Arc::new(keys.get(&id("shared"), soon()).await.expect("a key"));
-    let first = Replica::start(keys.clone(), folder.path());
+    let first = Replica::start(keys.clone(), &files);
     let front = Front::of(&first).await;
-    let client = over_tls(folder.path(), front.address, None);
+    let client = over_tls(&authority, front.address, None);
     let (done, over) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
     let mut callers = JoinSet::new();
     for caller in 0..CALLERS {
@@ -209,7 +168,7 @@ async fn replicas_that_end_one_after_the_other_lose_no_request() {
             let mut calls = 0;
             while calls < CALLS || !over.is_cancelled() {
                 let name = format!("volume-{caller}-{calls}");
-                let made = client.create(new(&name), soon()).await.expect("a new key");
+                let made = client.create(new_key(&name), soon()).await.expect("a new key");
                 assert_eq!(client.describe(&made.volume_id, soon()).await.expect("an answer"), Some(made));
                 let got = client.get(&id("shared"), soon()).await.expect("a key");
                 assert_eq!(got.dek.expose_secret(), key.dek.expose_secret());
@@ -231,14 +190,14 @@ async fn replicas_that_end_one_after_the_other_lose_no_request() {
     };
     reach(CALLERS).await;
     // Rolled: the next one is in service before the first is told to end, and ends.
-    let second = Replica::start(keys.clone(), folder.path());
+    let second = Replica::start(keys.clone(), &files);
     front.lead_to(&second);
     first.end.cancel();
     reach(CALLERS).await;
     // Killed: for a moment nobody is in service at all.
     drop(second);
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let third = Replica::start(keys, folder.path());
+    let third = Replica::start(keys, &files);
     front.lead_to(&third);
     reach(CALLERS).await;
     over.cancel();
@@ -304,10 +263,9 @@ impl KeyService for Away {
 async fn what_the_service_says_of_its_kms_is_said_once() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (path, away) = (folder.path().join("key.sock"), Arc::new(Away::default()));
-    let listener = listen_unix(&path, Reach::Owner).expect("a socket");
     let service = tonic::transport::Server::builder().add_service(KeyServiceServer::new(server(away.clone())));
-    tokio::spawn(service.serve_with_incoming(UnixListenerStream::new(listener)));
-    let failed = Remote::at(Address::Unix(path)).create(new("a"), soon()).await.expect_err("its KMS is away");
+    tokio::spawn(served::on_socket(service, &path).expect("a socket"));
+    let failed = Remote::at(Address::Unix(path)).create(new_key("a"), soon()).await.expect_err("its KMS is away");
     assert_eq!(failed.refusal(), Refusal::Unavailable);
     assert!(failed.to_string().contains("no route to the KMS"), "{failed}");
     assert_eq!(away.0.load(SeqCst), 1, "a KMS that is away was asked again");
@@ -315,8 +273,7 @@ async fn what_the_service_says_of_its_kms_is_said_once() {
 
 #[tokio::test]
 async fn a_token_goes_along_with_each_request_and_without_one_nobody_is_asked() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    certify(folder.path());
+    let (folder, authority) = authority();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let note = {
         let seen = seen.clone();
@@ -326,20 +283,14 @@ async fn a_token_goes_along_with_each_request_and_without_one_nobody_is_asked() 
             trusted(request)
         }
     };
-    let files = ServerFiles {
-        certificate: folder.path().join("tls.crt"),
-        private_key: folder.path().join("tls.key"),
-        clients: Clients::Anybody,
-    };
-    let tls = Arc::new(ServerTls::server(files).expect("the files fit together"));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
     let service = KeyServiceServer::with_interceptor(server(embedded()), note);
     let service = tonic::transport::Server::builder().add_service(service);
-    tokio::spawn(service.serve_with_incoming(incoming(listener, tls)));
+    let served = served::over_tls(service, files(&authority), std::future::pending());
+    let (address, served) = served.expect("the files fit together");
+    tokio::spawn(served);
 
     let path = folder.path().join("token");
-    let client = over_tls(folder.path(), address, Some(Token::in_file(&path)));
+    let client = over_tls(&authority, address, Some(Token::in_file(&path)));
     let failed = client.describe(&id("a"), soon()).await.expect_err("no token");
     assert_eq!(failed.refusal(), Refusal::Unavailable);
     assert!(failed.to_string().contains(path.to_str().expect("text")), "{failed} does not name the file");
@@ -352,12 +303,10 @@ async fn a_token_goes_along_with_each_request_and_without_one_nobody_is_asked() 
 
 #[tokio::test]
 async fn a_service_that_nobody_trusts_is_told_at_once() {
-    let (folder, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
-    certify(folder.path());
-    certify(other.path());
-    let replica = Replica::start(embedded(), folder.path());
+    let ((_folder, ours), (_elsewhere, others)) = (authority(), authority());
+    let replica = Replica::start(embedded(), &files(&ours));
     let began = Instant::now();
-    let failed = over_tls(other.path(), replica.address, None).describe(&id("a"), soon()).await;
+    let failed = over_tls(&others, replica.address, None).describe(&id("a"), soon()).await;
     let failed = failed.expect_err("its certificate is nobody's");
     assert_eq!(failed.refusal(), Refusal::Unavailable);
     assert!(failed.to_string().contains("certificate"), "{failed}");

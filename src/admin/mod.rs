@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod audit;
 pub mod config;
+pub mod inventory;
 pub mod keys;
 pub mod place;
 pub mod policy;
@@ -16,7 +17,7 @@ pub mod volumes;
 use std::path::{Path, PathBuf};
 
 pub use place::Place;
-pub use trail::Trail;
+pub use trail::{KekTrail, Trail};
 
 /// Where things lie in a state folder.
 #[derive(Clone, Debug)]

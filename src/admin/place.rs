@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use uuid::Uuid;
 
 #[cfg(feature = "kubernetes")]
@@ -14,14 +15,17 @@ use crate::{
     },
     exec::Deadline,
     key::{
+        access::SettingsFault,
         cluster::ClusterKeys,
         kms::{
             self, Kms,
             guarded::Guarded,
-            settings::{KeyScope, Validate},
+            settings::{AwsKms, Common, KeyScope, Validate},
         },
         policy::Rule,
         providers::{KmsProvider, Provider, Providers},
+        record::AwsRole,
+        roles::Roles,
         store::{self, DekStore, StoreFailure, filesystem::Filesystem, object::Objects},
     },
     server::rpc,
@@ -40,7 +44,7 @@ pub struct Place {
     pub providers: Providers,
     /// Where records lie.
     pub store: Arc<dyn DekStore>,
-    /// Which provider, KEK and context a volume gets.
+    /// Which provider, KEK, role and context a volume gets.
     pub policies: Vec<Rule>,
     /// What is still to be tried.
     pub trials: Vec<Trial>,
@@ -131,7 +135,9 @@ impl Place {
                     }
                     Err(fault) => Err(format!("{}: {fault}", file.display())),
                 },
-                ProviderConfig::Kms(config) => open_kms(name, config, cluster_id, &mut trials).await,
+                ProviderConfig::Kms(provider) => {
+                    open_kms(name, provider, cluster_id.unwrap_or_default(), &config.policies, &mut trials).await
+                }
             };
             match opened {
                 Ok(provider) => drop(by_name.insert(name.clone(), provider)),
@@ -214,7 +220,8 @@ impl Place {
 async fn open_kms(
     name: &str,
     config: &KmsConfig,
-    cluster_id: Option<Uuid>,
+    cluster_id: Uuid,
+    policies: &[Rule],
     trials: &mut Vec<Trial>,
 ) -> Result<Provider, String> {
     let KmsConfig { common, settings } = config;
@@ -224,12 +231,17 @@ async fn open_kms(
             "insecureLocalKey: whoever reads the key file reads every volume of this provider"
         );
     }
-    let (scope, key_prefix) = match settings {
-        kms::Settings::AwsKms(settings) => (settings.key_scope, settings.key_prefix.clone()),
-        _ => (KeyScope::Key, String::new()),
+    let (scope, key_prefix, roles) = match settings {
+        kms::Settings::AwsKms(settings) => {
+            let rules = policies.iter().filter(|rule| rule.provider.as_deref() == Some(name));
+            let known = rules.filter_map(|rule| rule.role.clone()).collect();
+            let roles = aws_roles(known, name, settings, common, cluster_id);
+            (settings.key_scope, settings.key_prefix.clone(), roles)
+        }
+        _ => (KeyScope::Key, String::new(), Roles::none()),
     };
     let kms = kms::open(settings.clone()).await.map_err(text)?;
-    let guarded = Arc::new(Guarded::new(kms, name, common.clone()).of_cluster(cluster_id.unwrap_or_default()));
+    let guarded = Arc::new(Guarded::new(kms, name, common.clone()).of_cluster(cluster_id));
     // A scope's KEKs are named by volumes: there is none to try.
     if common.validate != Validate::Off && scope == KeyScope::Key {
         let at_start = common.validate == Validate::Startup;
@@ -242,7 +254,23 @@ async fn open_kms(
         scope,
         key_prefix,
         context: common.context.clone(),
+        roles,
     }))
+}
+
+/// The roles of a provider. Each is assumed with what the provider itself is, and has around it what the provider has.
+fn aws_roles(known: Vec<AwsRole>, name: &str, settings: &AwsKms, common: &Common, cluster_id: Uuid) -> Roles {
+    let (name, settings, common) = (name.to_owned(), settings.clone(), common.clone());
+    Roles::opened_by(known, move |role| {
+        let (name, mut settings, common) = (name.clone(), settings.clone(), common.clone());
+        settings.access.roles.push(role);
+        async move {
+            let kms = kms::open(kms::Settings::AwsKms(settings)).await?;
+            let guarded: Arc<dyn Kms> = Arc::new(Guarded::new(kms, &name, common).of_cluster(cluster_id));
+            Ok::<_, SettingsFault>(guarded)
+        }
+        .boxed()
+    })
 }
 
 async fn open_store(

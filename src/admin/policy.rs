@@ -13,6 +13,7 @@ use crate::{
     key::{
         kms::{Settings, settings::KeyScope},
         policy::{self, Asked, Claim, Decision},
+        record::AwsRole,
     },
 };
 
@@ -25,9 +26,11 @@ pub fn explain(config: &FileConfig, claim: &Claim<'_>, asked: &Asked<'_>, out: &
 }
 
 fn write(config: &FileConfig, claim: &Claim<'_>, asked: &Asked<'_>, out: &mut impl Write) -> io::Result<()> {
-    match policy::applying(&config.policies, claim) {
-        None => writeln!(out, "policy:   none; no rule matches")?,
-        Some((place, rule)) => {
+    match policy::governing(&config.policies, claim) {
+        // What is missing is told as the refusal that it is.
+        Err(_) => writeln!(out, "policy:   not known")?,
+        Ok(None) => writeln!(out, "policy:   none; no rule matches")?,
+        Ok(Some((place, rule))) => {
             let kind = match (rule.mandatory, rule.allow_override) {
                 (true, _) => ", mandatory",
                 (false, true) => ", may be overridden",
@@ -49,13 +52,30 @@ fn write(config: &FileConfig, claim: &Claim<'_>, asked: &Asked<'_>, out: &mut im
     let default = if decision.provider.is_none() { ", the default" } else { "" };
     writeln!(out, "provider: {name} ({}{default})", provider.kind())?;
     writeln!(out, "key:      {}", key(&decision, provider))?;
+    if let Some(role) = &decision.role {
+        writeln!(out, "role:     {}", told(role))?;
+    }
     let context: Vec<_> =
         context(&decision, provider).into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if !context.is_empty() && !provider.takes_context() {
+        return writeln!(
+            out,
+            "refused:  the keys of provider {name} take no context, and {} is added",
+            context.join(", ")
+        );
+    }
     writeln!(
         out,
         "context:  {}",
         if context.is_empty() { "nothing but the volume".to_owned() } else { context.join(", ") }
     )
+}
+
+/// A role with what it is assumed with.
+fn told(role: &AwsRole) -> String {
+    let AwsRole { arn, session_name, external_id } = role;
+    let external_id = external_id.as_ref().map_or_else(String::new, |id| format!(", external id {id}"));
+    format!("{arn} (session {session_name}{external_id})")
 }
 
 /// Which KEK a new volume gets.
@@ -99,13 +119,18 @@ mod tests {
         providers:
           main: {type: aws-kms, region: eu-central-1, keyScope: namespace, context: {site: a}}
           lab: {type: local, keyFile: k, insecureLocalKey: true}
+          rsa: {type: aws-kms, region: eu-central-1, keyId: alias/rsa, algorithm: rsa-oaep-256}
         defaultProvider: main
         clusterId: 6f9c9f0e-5a5c-4f0e-9f44-0c7d3f5b7a11
         policies:
           - {name: lab, match: {namespace: 'lab-*'}, provider: lab, mandatory: true}
-          - {match: {storageClass: gold}, context: {tier: gold}}";
+          - {match: {storageClass: gold}, context: {tier: gold}}
+          - name: tenant
+            match: {namespace: blue}
+            provider: main
+            role: {arn: 'arn:aws:iam::444455556666:role/coffer', externalId: '7'}";
 
-    fn told(claim: Claim<'_>, provider: Option<&str>) -> String {
+    fn explained(claim: Claim<'_>, provider: Option<&str>) -> String {
         let config = FileConfig::parse(FILE, Path::new("/c.yaml"), &Environment::default()).expect("a good file");
         let (mut out, context) = (Vec::new(), BTreeMap::new());
         explain(&config, &claim, &Asked { provider, key_id: None, context: &context }, &mut out).expect("written");
@@ -116,21 +141,47 @@ mod tests {
     fn a_claim_is_told_its_rule_and_its_key() {
         let lab = Claim { namespace: Some("lab-1"), ..Claim::default() };
         assert_eq!(
-            told(lab, None),
+            explained(lab, None),
             "policy:   policies[0] (lab), mandatory\nprovider: lab (local)\nkey:      the provider's only one\n\
              context:  nothing but the volume\n"
         );
         assert!(
-            told(lab, Some("main")).contains("refused:  policy lab gives provider lab, and provider main is asked")
+            explained(lab, Some("main"))
+                .contains("refused:  policy lab gives provider lab, and provider main is asked")
         );
-        let gold = Claim { storage_class: Some("gold"), ..Claim::default() };
+        let gold = Claim { storage_class: Some("gold"), namespace: Some("shop"), claim: None };
         assert_eq!(
-            told(gold, None),
+            explained(gold, None),
             "policy:   policies[1]\nprovider: main (aws-kms, the default)\nkey:      one for each namespace, made \
              when it is first needed\ncontext:  site=a, tier=gold\n"
         );
-        assert!(
-            told(Claim::default(), Some("x")).contains("policy:   none; no rule matches\nrefused:  provider x is not")
+        let shop = Claim { namespace: Some("shop"), ..Claim::default() };
+        assert!(explained(shop, Some("x")).contains("policy:   none; no rule matches\nrefused:  provider x is not"));
+    }
+
+    #[test]
+    fn a_role_is_told_with_what_it_is_assumed_with() {
+        let blue = Claim { namespace: Some("blue"), ..Claim::default() };
+        assert_eq!(
+            explained(blue, None),
+            "policy:   policies[2] (tenant)\nprovider: main (aws-kms)\nkey:      one for each namespace, made when it is \
+             first needed\nrole:     arn:aws:iam::444455556666:role/coffer (session \
+             coffer-6f9c9f0e-5a5c-4f0e-9f44-0c7d3f5b7a11, external id 7)\ncontext:  site=a\n"
+        );
+    }
+
+    #[test]
+    fn what_would_be_refused_is_told_as_refused() {
+        assert_eq!(
+            explained(Claim::default(), None),
+            "policy:   not known\nrefused:  policy lab goes by the claim's namespace, which is not known; run \
+             external-provisioner with --extra-create-metadata, which passes it on\n"
+        );
+        let gold = Claim { storage_class: Some("gold"), namespace: Some("shop"), claim: None };
+        assert_eq!(
+            explained(gold, Some("rsa")),
+            "policy:   policies[1]\nprovider: rsa (aws-kms)\nkey:      alias/rsa\nrefused:  the keys of provider rsa \
+             take no context, and tier=gold is added\n"
         );
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     config::{Faults, did_you_mean},
     exec::Deadline,
     key::{
-        policy::{self, Claim},
+        policy::{self, Claim, Given},
         providers::Provider,
         record::{Record, RecordFault, StoredKey},
         service::{KeyFailure, KeyInfo},
@@ -221,7 +221,7 @@ impl<'a> Sweep<'a> {
         if let Some((_, rule)) = policy::applying(&self.place.policies, &Claim::of(record))
             && let Some(wanted) = rule.provider.as_deref().filter(|wanted| rule.mandatory && *wanted != self.to(record))
         {
-            return Err(KeyFailure::Invalid(format!("a mandatory policy wants provider {wanted}")));
+            return Err(KeyFailure::Forbidden(format!("a mandatory policy wants provider {wanted}")));
         }
         let Some(provider) = self.place.providers.by_name.get(&record.provider) else {
             let provider = &record.provider;
@@ -242,14 +242,27 @@ impl<'a> Sweep<'a> {
 
     fn foretell(&self, record: &Record, decision: &Decision, currents: &Currents) -> String {
         let (kek_id, to) = (KeyInfo::from(record).kek_id, self.to(record));
-        let target = match currents.of(to) {
-            Some(Wraps::With(kek)) => kek.id.clone(),
-            Some(Wraps::ByScope(_)) => "the KEK of its scope".to_owned(),
-            Some(Wraps::Failed(failure)) => format!("a KEK that is not known now ({})", rpc::message(failure)),
-            None => "its KEK".to_owned(),
+        let target = match (self.given(record), currents.of(to)) {
+            (Given { key_id: Some(key_id), role: None }, _) => key_id.to_owned(),
+            (Given { key_id: Some(key_id), role: Some(role) }, _) => format!("{key_id} in role {}", role.arn),
+            (Given { key_id: None, role: Some(role) }, _) => format!("the KEK that role {} reaches", role.arn),
+            (_, Some(Wraps::With(kek))) => kek.id.clone(),
+            (_, Some(Wraps::ByScope(_))) => "the KEK of its scope".to_owned(),
+            (_, Some(Wraps::Failed(failure))) => format!("a KEK that is not known now ({})", rpc::message(failure)),
+            (_, None) => "its KEK".to_owned(),
         };
         let unless = if *decision == Decision::Compare { ", if it is another" } else { "" };
         format!("from {kek_id} of {} to {target} of {to}{unless}", record.provider)
+    }
+
+    /// With what the provider that is to hold a record's KEK wraps it: with what the class asked for of its own provider,
+    /// else with what the policies give.
+    fn given<'r>(&'r self, record: &'r Record) -> Given<'r> {
+        let to = self.to(record);
+        let given = policy::given(&self.place.policies, record, to);
+        // The class had its way with its own provider's KEKs only.
+        let of_class = record.key_id.as_deref().filter(|_| *to == record.provider);
+        Given { key_id: of_class.or(given.key_id), ..given }
     }
 
     /// Rewraps one record, and swaps it while it is the one that was read.
@@ -266,10 +279,7 @@ impl<'a> Sweep<'a> {
                 return Ok(Outcome::Skipped);
             }
             let to = self.to(&record).to_owned();
-            // The class had its way with its own provider's KEKs only.
-            let of_class = record.key_id.as_deref().filter(|_| to == record.provider);
-            let key_id = of_class.or_else(|| policy::key_id(&self.place.policies, &record, &to));
-            let (key, dek) = self.place.providers.rewrap(&record, &to, key_id, deadline).await?;
+            let (key, dek) = self.place.providers.rewrap(&record, &to, self.given(&record), deadline).await?;
             let mut rewrapped = Record { provider: to, key: Some(key), ..record.clone() };
             if is_same_kek(&rewrapped, &record) {
                 return Ok(Outcome::Skipped);
@@ -299,8 +309,11 @@ fn noted(trail: &Trail, volume_id: &VolumeId, failure: KeyFailure) -> Result<Out
 
 fn is_same_kek(one: &Record, other: &Record) -> bool {
     let kek = |record: &Record| {
-        let mechanism = record.key.as_ref().and_then(StoredKey::kek_mechanism);
-        (record.provider.clone(), KeyInfo::from(record).kek_id, mechanism)
+        let (mechanism, role) = match &record.key {
+            None => (None, None),
+            Some(key) => (key.kek_mechanism(), key.role().cloned()),
+        };
+        (record.provider.clone(), KeyInfo::from(record).kek_id, mechanism, role)
     };
     kek(one) == kek(other)
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use crate::{
-    key::service::{KeyFailure, KeyInfo},
+    key::{
+        kms::KmsFailure,
+        service::{KeyFailure, KeyInfo},
+    },
     volume::VolumeId,
 };
 
@@ -49,5 +52,30 @@ impl Trail {
             self.is_broken.store(true, Ordering::Relaxed);
             KeyFailure::Audit(error)
         })
+    }
+}
+
+/// Writes one line: the provider and its KEK, and what became of it.
+type WriteKek = dyn Fn(&str, &str, Result<(), &KmsFailure>) -> io::Result<()> + Send + Sync;
+
+/// Where the line of a verb goes that has a KMS do something with a KEK.
+pub struct KekTrail(Box<WriteKek>);
+
+impl fmt::Debug for KekTrail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KekTrail")
+    }
+}
+
+impl KekTrail {
+    /// Gives the line to a function: the provider, its KEK, and why nothing became of it.
+    #[must_use]
+    pub fn to(write: impl Fn(&str, &str, Result<(), &KmsFailure>) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Box::new(write))
+    }
+
+    /// Writes the line.
+    pub(crate) fn note(&self, provider: &str, kek_id: &str, outcome: Result<(), &KmsFailure>) -> io::Result<()> {
+        (self.0)(provider, kek_id, outcome)
     }
 }

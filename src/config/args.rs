@@ -4,6 +4,9 @@
 mod controller;
 
 #[cfg(feature = "keyservice")]
+mod inventory;
+
+#[cfg(feature = "keyservice")]
 mod keys;
 
 #[cfg(feature = "node")]
@@ -20,10 +23,12 @@ use crate::{
 
 #[cfg(all(feature = "controller", feature = "kubernetes"))]
 pub use controller::Controller;
+#[cfg(feature = "keyservice")]
+pub use inventory::Inventory;
 #[cfg(all(feature = "keyservice", feature = "kubernetes"))]
 pub use keys::Only;
 #[cfg(feature = "keyservice")]
-pub use keys::{Keys, KeysInit, NewKeys};
+pub use keys::{EnableRotation, Keys, KeysInit, KeysRotation, NewKeys};
 
 #[cfg(feature = "node")]
 pub use node::{KeyServiceAddress, Node};
@@ -84,6 +89,9 @@ pub enum Verb {
     /// Wrap the keys of volumes again: under a KEK's newest version, or by another provider. Disks are not touched.
     #[cfg(feature = "keyservice")]
     Rewrap(Rewrap),
+    /// Compare volumes, key records and headers: what is missing, what is left over, what is under an old key.
+    #[cfg(feature = "keyservice")]
+    Inventory(Inventory),
     /// Check and show a configuration file.
     #[cfg(feature = "keyservice")]
     #[command(subcommand)]

@@ -1,4 +1,11 @@
 //! Which gRPC code each failure has. The matches are whole: a new failure does not compile until it has a code.
+//!
+//! INVALID_ARGUMENT is for a request that is wrong whatever stands behind it: a parameter that is not known, a provider
+//! that does not exist. Where the request would be good with another configuration, it is FAILED_PRECONDITION: a policy
+//! gives something else than the class asks for, a rule goes by a namespace that the provisioner did not pass on, a KEK
+//! takes no context. PERMISSION_DENIED is for callers who may not, and for a KMS that does not let us; CSI means by it the
+//! identity in a request's secrets, which nobody has here. To external-provisioner all three are final: it begins anew
+//! after a pause, and by then a policy may be another.
 
 use tonic::{Code, Status};
 

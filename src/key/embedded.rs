@@ -17,7 +17,7 @@ use crate::{
         envelope::Kept,
         policy::{self, Asked, Claim, Decision, RESERVED_CONTEXT, Rule},
         providers::Providers,
-        record::{Base64, FORMAT_VERSION, Record, RecordFault, State},
+        record::{AwsRole, Base64, FORMAT_VERSION, Record, RecordFault, State},
         service::{Attempt, KeyFailure, KeyInfo, KeyService, NewKey, Page, VolumeKey},
         store::{DekStore, StoreFailure, Stored},
     },
@@ -81,7 +81,8 @@ impl Embedded {
 
     /// A record in state prepared with a key that was seen to open.
     async fn prepare(&self, new: &NewKey, generation: u32, deadline: Deadline) -> Result<Record, KeyFailure> {
-        let (asked_key_id, new) = (new.key_id.clone(), &self.decided(new)?);
+        let asked_key_id = new.key_id.clone();
+        let (new, role) = &self.decided(new)?;
         let name = new.provider.as_ref().unwrap_or(&self.providers.default);
         let (luks_uuid, context) = (Uuid::new_v4(), self.providers.context(name, &new.context)?);
         let binding = Binding {
@@ -91,7 +92,7 @@ impl Embedded {
             luks_uuid,
             context: &context,
         };
-        let (key, dek) = self.providers.make(name, new, &binding, deadline).await?;
+        let (key, dek) = self.providers.make(name, new, role.as_ref(), &binding, deadline).await?;
         let mut record = Record {
             format_version: FORMAT_VERSION,
             cluster_id: self.cluster_id,
@@ -120,18 +121,16 @@ impl Embedded {
         Ok(record)
     }
 
-    /// What is asked for, as the policies complete it.
-    fn decided(&self, new: &NewKey) -> Result<NewKey, KeyFailure> {
+    /// What is asked for, as the policies complete it, and the role that they give.
+    fn decided(&self, new: &NewKey) -> Result<(NewKey, Option<AwsRole>), KeyFailure> {
         let claim = Claim {
             storage_class: new.storage_class.as_deref(),
             namespace: new.tenant.as_deref(),
             claim: new.claim.as_deref(),
         };
         let asked = Asked { provider: new.provider.as_deref(), key_id: new.key_id.as_deref(), context: &new.context };
-        let decision = policy::decide(&self.policies, &claim, &asked);
-        let Decision { provider, key_id, context } =
-            decision.map_err(|fault| KeyFailure::Invalid(fault.to_string()))?;
-        Ok(NewKey { provider, key_id, context, ..new.clone() })
+        let Decision { provider, key_id, role, context } = policy::decide(&self.policies, &claim, &asked)?;
+        Ok((NewKey { provider, key_id, context, ..new.clone() }, role))
     }
 
     /// Refuses a key that a mandatory policy wants from another provider.

@@ -41,6 +41,7 @@ pub async fn wrap(
         mechanism: Aead::Aes256Gcm,
         kek_id,
         kek_mechanism,
+        role: None,
         nonce: Base64::new(nonce),
         wrapped_dek: Base64::new(wrapped_dek),
         wrapped_inner_key: Base64::new(bytes),

@@ -31,4 +31,6 @@ pub mod providers;
 #[cfg(feature = "keyservice")]
 pub mod reread;
 #[cfg(feature = "keyservice")]
+pub mod roles;
+#[cfg(feature = "keyservice")]
 pub mod store;

@@ -1,9 +1,9 @@
-//! Policies: which provider, KEK and context the key of a new volume gets, by where its claim comes from. Plain rules
-//! and pure functions; nobody is asked anything.
+//! Policies: which provider, KEK, role and context the key of a new volume gets, by where its claim comes from. Plain
+//! rules and pure functions; nobody is asked anything.
 //!
 //! Rules stand in an order, and the **first that matches a claim applies, alone**. A rule matches where each of its
-//! patterns matches: `*` stands for any text, `?` for one character, case counts. What is not known of a claim is
-//! matched by an absent pattern and by `*`, and by nothing else.
+//! patterns matches ([`Match`]). A new volume is refused where that cannot be said of a rule that stands before the one
+//! that matches, because the claim's namespace or name is not known: a rule is not got around by saying less.
 //!
 //! What the rule that applies and the class say is put together like this:
 //!
@@ -12,16 +12,21 @@
 //! | the rule says nothing | the provider's own choice | | the class has its way |
 //! | the rule says something | the rule | the rule | refused; with `allowOverride`, the class has its way |
 //!
-//! This goes for the provider, for the KEK and for each key of the context by itself. A class that has its way with
-//! another provider leaves the rule's KEK behind, which means something to the rule's provider only. The keys `cluster`,
-//! `volume` and `generation` of the context are Coffer's own and refused to everybody. A `mandatory` rule is never
-//! overridden, and its provider is asked for again whenever a key is released.
+//! This goes for the provider, for the KEK and for each key of the context by itself. A role no class asks for: where the
+//! rule gives one, it holds. A class that has its way with another provider leaves the rule's KEK and role behind, which
+//! mean something to the rule's provider only. The keys `cluster`, `volume` and `generation` of the context are Coffer's
+//! own and refused to everybody. A `mandatory` rule is never overridden, and its provider is asked for again whenever a
+//! key is released.
+
+mod fault;
+mod matching;
 
 use std::collections::BTreeMap;
 
-use wildmatch::WildMatch;
+use crate::key::record::{AwsRole, Record};
 
-use crate::key::record::Record;
+pub use fault::PolicyFault;
+pub use matching::{Claim, Match};
 
 /// Keys of the binding context that are ours.
 pub const RESERVED_CONTEXT: [&str; 3] = ["cluster", "volume", "generation"];
@@ -37,34 +42,14 @@ pub struct Rule {
     pub provider: Option<String>,
     /// The KEK of that provider that it gives.
     pub key_id: Option<String>,
+    /// The role in which that provider's KEKs are reached.
+    pub role: Option<AwsRole>,
     /// What it adds to the context.
     pub context: BTreeMap<String, String>,
     /// Never overridden, and looked at again whenever a key is released.
     pub mandatory: bool,
     /// A class may ask for something else.
     pub allow_override: bool,
-}
-
-/// Patterns of claims.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Match {
-    /// Of the StorageClass's name.
-    pub storage_class: Option<String>,
-    /// Of the namespace.
-    pub namespace: Option<String>,
-    /// Of the claim's name.
-    pub claim: Option<String>,
-}
-
-/// What is known of a claim.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Claim<'a> {
-    /// The StorageClass.
-    pub storage_class: Option<&'a str>,
-    /// The namespace.
-    pub namespace: Option<&'a str>,
-    /// The claim's name.
-    pub claim: Option<&'a str>,
 }
 
 /// What the class of a claim asks for.
@@ -85,92 +70,67 @@ pub struct Decision {
     pub provider: Option<String>,
     /// The KEK; none for the provider's own.
     pub key_id: Option<String>,
+    /// The role in which it is reached; none for the provider's own identity.
+    pub role: Option<AwsRole>,
     /// The context that both add.
     pub context: BTreeMap<String, String>,
 }
 
-/// Why a class does not get what it asks for.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PolicyFault {
-    /// Another provider than the rule's.
-    #[error("policy {rule} gives provider {given}, and provider {asked} is asked for; {remedy}")]
-    OtherProvider {
-        /// The rule.
-        rule: String,
-        /// What it gives.
-        given: String,
-        /// What is asked for.
-        asked: String,
-        /// What can be done.
-        remedy: &'static str,
-    },
-    /// Another KEK than the rule's.
-    #[error("policy {rule} gives key {given}, and key {asked} is asked for; {remedy}")]
-    OtherKey {
-        /// The rule.
-        rule: String,
-        /// What it gives.
-        given: String,
-        /// What is asked for.
-        asked: String,
-        /// What can be done.
-        remedy: &'static str,
-    },
-    /// Another value than the rule's for a key of the context.
-    #[error("policy {rule} gives context {key}={given}, and {key}={asked} is asked for; {remedy}")]
-    OtherContext {
-        /// The rule.
-        rule: String,
-        /// The key.
-        key: String,
-        /// What the rule gives.
-        given: String,
-        /// What is asked for.
-        asked: String,
-        /// What can be done.
-        remedy: &'static str,
-    },
-    /// A key of the context that is ours.
-    #[error("context key {0:?} is Coffer's own; name it otherwise")]
-    Reserved(String),
+/// What the rules give a record's volume at a provider, beside the provider.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given<'a> {
+    /// The KEK; none for the provider's own.
+    pub key_id: Option<&'a str>,
+    /// The role in which it is reached; none for the provider's own identity.
+    pub role: Option<&'a AwsRole>,
 }
 
-impl<'a> Claim<'a> {
-    /// What a record knows of its volume's claim.
-    #[must_use]
-    pub fn of(record: &'a Record) -> Self {
-        Self {
-            storage_class: record.storage_class.as_deref(),
-            namespace: record.tenant.as_deref(),
-            claim: record.claim.as_deref(),
+/// What the rules give a record's volume at a provider.
+#[must_use]
+pub fn given<'a>(rules: &'a [Rule], record: &Record, provider: &str) -> Given<'a> {
+    match applying(rules, &Claim::of(record)) {
+        Some((_, rule)) if rule.provider.as_deref() == Some(provider) => {
+            Given { key_id: rule.key_id.as_deref(), role: rule.role.as_ref() }
         }
+        _ => Given::default(),
     }
 }
 
-/// The KEK that the rules give a record's volume at a provider; none for the provider's own.
-#[must_use]
-pub fn key_id<'a>(rules: &'a [Rule], record: &Record, provider: &str) -> Option<&'a str> {
-    let (_, rule) = applying(rules, &Claim::of(record))?;
-    rule.key_id.as_deref().filter(|_| rule.provider.as_deref() == Some(provider))
-}
-
-/// The first rule that matches a claim, with its place in the list.
+/// The first rule that matches a claim, with its place in the list. A volume that is there comes under it: what was not
+/// known when it was made matches `*` alone.
 #[must_use]
 pub fn applying<'a>(rules: &'a [Rule], claim: &Claim<'_>) -> Option<(usize, &'a Rule)> {
     rules.iter().enumerate().find(|(_, rule)| rule.matches.fits(claim))
+}
+
+/// The first rule that matches a new volume's claim, with its place in the list.
+///
+/// # Errors
+/// Whether an earlier one matches cannot be said.
+pub fn governing<'a>(rules: &'a [Rule], claim: &Claim<'_>) -> Result<Option<(usize, &'a Rule)>, PolicyFault> {
+    for (place, rule) in rules.iter().enumerate() {
+        if rule.matches.fits(claim) {
+            return Ok(Some((place, rule)));
+        }
+        if let Some(what) = rule.matches.lacks(claim) {
+            return Err(PolicyFault::NotKnown { rule: rule.label(place), what });
+        }
+    }
+    Ok(None)
 }
 
 /// What the key of a new volume gets.
 ///
 /// # Errors
 /// The class asks for something else than the rule that applies gives, and may not; or for a reserved key of the
-/// context.
+/// context. Or it cannot be said which rule applies.
 pub fn decide(rules: &[Rule], claim: &Claim<'_>, asked: &Asked<'_>) -> Result<Decision, PolicyFault> {
     expect_unreserved(asked.context)?;
-    let Some((place, rule)) = applying(rules, claim) else {
+    let Some((place, rule)) = governing(rules, claim)? else {
         return Ok(Decision {
             provider: asked.provider.map(str::to_owned),
             key_id: asked.key_id.map(str::to_owned),
+            role: None,
             context: asked.context.clone(),
         });
     };
@@ -182,8 +142,9 @@ pub fn decide(rules: &[Rule], claim: &Claim<'_>, asked: &Asked<'_>) -> Result<De
             return Err(PolicyFault::OtherProvider { rule: label, given, asked, remedy });
         }
     };
-    let own_key = rule.key_id.as_deref().filter(|_| rule.provider.is_none() || provider == rule.provider);
-    let key_id = match rule.settle(own_key, asked.key_id) {
+    let is_own = rule.provider.is_none() || provider == rule.provider;
+    let role = rule.role.clone().filter(|_| is_own);
+    let key_id = match rule.settle(rule.key_id.as_deref().filter(|_| is_own), asked.key_id) {
         Ok(key_id) => key_id.map(str::to_owned),
         Err((given, asked)) => return Err(PolicyFault::OtherKey { rule: label, given, asked, remedy }),
     };
@@ -196,7 +157,7 @@ pub fn decide(rules: &[Rule], claim: &Claim<'_>, asked: &Asked<'_>) -> Result<De
             }
         }
     }
-    Ok(Decision { provider, key_id, context })
+    Ok(Decision { provider, key_id, role, context })
 }
 
 fn expect_unreserved(context: &BTreeMap<String, String>) -> Result<(), PolicyFault> {
@@ -237,45 +198,10 @@ impl Rule {
     }
 }
 
-impl Match {
-    /// Whether a claim fits.
-    #[must_use]
-    pub fn fits(&self, claim: &Claim<'_>) -> bool {
-        let fits = |pattern: &Option<String>, value: Option<&str>| match (pattern, value) {
-            (None, _) => true,
-            (Some(pattern), None) => is_any(pattern),
-            (Some(pattern), Some(value)) => WildMatch::new(pattern).matches(value),
-        };
-        fits(&self.storage_class, claim.storage_class)
-            && fits(&self.namespace, claim.namespace)
-            && fits(&self.claim, claim.claim)
-    }
-
-    /// Whether every claim fits.
-    #[must_use]
-    pub fn fits_all(&self) -> bool {
-        [&self.storage_class, &self.namespace, &self.claim]
-            .into_iter()
-            .all(|pattern| pattern.as_deref().is_none_or(is_any))
-    }
-
-    /// Whether it is plain that every claim that fits another fits this one: its patterns are the same, or `*`.
-    #[must_use]
-    pub fn covers(&self, other: &Self) -> bool {
-        let covers = |own: &Option<String>, other: &Option<String>| own.as_deref().is_none_or(is_any) || own == other;
-        covers(&self.storage_class, &other.storage_class)
-            && covers(&self.namespace, &other.namespace)
-            && covers(&self.claim, &other.claim)
-    }
-}
-
-fn is_any(pattern: &str) -> bool {
-    !pattern.is_empty() && pattern.bytes().all(|byte| byte == b'*')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::service::KeyFailure;
 
     fn context(text: &str) -> BTreeMap<String, String> {
         let pairs = text.split(',').filter_map(|pair| pair.split_once('='));
@@ -310,16 +236,6 @@ mod tests {
         check(None, Some("Team-a"), Some("db-1"), 2);
         check(Some("x"), None, Some("db-12"), 3);
         check(None, None, None, 3);
-    }
-
-    #[test]
-    fn what_is_not_known_is_matched_by_a_star_and_by_nothing_else() {
-        let claim = Claim::default();
-        for (pattern, fits) in [("*", true), ("**", true), ("?", false), ("a*", false), ("*?", false), ("", false)] {
-            let matches = Match { storage_class: Some(pattern.to_owned()), ..Match::default() };
-            assert_eq!(matches.fits(&claim), fits, "{pattern:?}");
-        }
-        assert!(Match::default().fits(&claim));
     }
 
     #[test]
@@ -359,19 +275,68 @@ mod tests {
     }
 
     #[test]
+    fn a_role_holds_with_the_rules_provider_and_with_no_other() {
+        let role = AwsRole { arn: "arn:r".to_owned(), session_name: "s".to_owned(), external_id: None };
+        let rule = Rule { role: Some(role.clone()), allow_override: true, ..rule("", "a", "k", "") };
+        let nothing = BTreeMap::new();
+        let check = |provider, key_id, expected: Option<&AwsRole>| {
+            let asked = Asked { provider, key_id, context: &nothing };
+            let decision = decide(std::slice::from_ref(&rule), &Claim::default(), &asked).expect("nothing forbids it");
+            assert_eq!(decision.role.as_ref(), expected, "{asked:?}");
+        };
+        check(None, None, Some(&role));
+        check(Some("a"), Some("j"), Some(&role));
+        check(Some("b"), None, None);
+    }
+
+    #[test]
+    fn a_rule_is_not_got_around_by_saying_less() {
+        let rules = [
+            rule("free", "b", "", ""),
+            rule("gold/pay-*", "a", "", ""),
+            rule("-/-/db", "a", "", ""),
+            rule("-", "b", "", ""),
+        ];
+        let nothing = BTreeMap::new();
+        let asked = Asked { provider: None, key_id: None, context: &nothing };
+        let check = |class, namespace, name, expected: Result<usize, &str>| {
+            let claim = Claim { storage_class: class, namespace, claim: name };
+            match (governing(&rules, &claim), expected) {
+                (Ok(Some((place, _))), Ok(expected)) => assert_eq!(place, expected, "{claim:?}"),
+                (Err(fault), Err(text)) => {
+                    assert_eq!(fault.to_string(), text, "{claim:?}");
+                    assert_eq!(decide(&rules, &claim, &asked), Err(fault.clone()));
+                    assert!(matches!(KeyFailure::from(fault), KeyFailure::Forbidden(_)), "{claim:?}");
+                }
+                (found, expected) => panic!("{claim:?}: {found:?}, and not {expected:?}"),
+            }
+        };
+        let not_known = |rule: &str, what: &str| {
+            format!(
+                "policy {rule} goes by the claim's {what}, which is not known; run external-provisioner with \
+                 --extra-create-metadata, which passes it on"
+            )
+        };
+        // An earlier rule that needs neither, and one whose class is another's anyway.
+        check(Some("free"), None, None, Ok(0));
+        check(Some("gold"), Some("pay-1"), None, Ok(1));
+        check(Some("gold"), Some("shop"), Some("db"), Ok(2));
+        check(Some("gold"), Some("shop"), Some("x"), Ok(3));
+        check(Some("silver"), None, Some("db"), Ok(2));
+        check(Some("silver"), None, Some("x"), Ok(3));
+        check(None, None, Some("x"), Ok(3));
+        check(Some("gold"), None, Some("db"), Err(&not_known("policies[1]", "namespace")));
+        check(Some("gold"), None, None, Err(&not_known("policies[1]", "namespace")));
+        check(Some("gold"), Some("shop"), None, Err(&not_known("policies[2]", "name")));
+        check(None, None, None, Err(&not_known("policies[2]", "name")));
+    }
+
+    #[test]
     fn without_a_rule_the_class_has_its_way() {
         let (rules, asked) = ([rule("gold", "a", "", "")], context("t=1"));
         let asked = Asked { provider: Some("b"), key_id: None, context: &asked };
         let decision = decide(&rules, &Claim::default(), &asked).expect("nothing forbids it");
         assert_eq!(decision.provider.as_deref(), Some("b"));
         assert_eq!(decision.context, context("t=1"));
-    }
-
-    #[test]
-    fn a_rule_behind_one_that_covers_it_is_seen() {
-        let covers = |a: &str, b: &str| rule(a, "", "", "").matches.covers(&rule(b, "", "", "").matches);
-        assert!(covers("-", "gold/team-a") && covers("*/**", "-/x/y") && covers("gold", "gold/x"));
-        assert!(!covers("gold", "-") && !covers("-/a", "-/b") && !covers("gold/a", "gold"));
-        assert!(rule("*/-/**", "", "", "").matches.fits_all() && !rule("?", "", "", "").matches.fits_all());
     }
 }

@@ -12,9 +12,11 @@ use crate::{
         cluster::ClusterKeys,
         derive,
         envelope::{self, Envelope, Kept},
-        kms::{Kek, Kms, KmsFailure, Rotation, settings::KeyScope},
-        record::{Base64, Derivation, KekMechanism, Record, StoredKey, random_salt},
-        service::{KeyFailure, NewKey},
+        kms::{Kek, Kms, KmsFailure, settings::KeyScope},
+        policy::Given,
+        record::{AwsRole, Base64, Derivation, KekMechanism, Record, StoredKey, random_salt},
+        roles::Roles,
+        service::{KeyFailure, NewKey, Refusal},
     },
     secret::Dek,
 };
@@ -26,6 +28,10 @@ pub enum Provider {
     /// A KMS does: DEKs are random, and stored wrapped.
     Kms(KmsProvider),
 }
+
+/// What to do where a volume's class or namespace is not known.
+const SAY_CLASS: &str = "name the class in its own parameter storageClass";
+const SAY_NAMESPACE: &str = "run external-provisioner with --extra-create-metadata, which passes it on";
 
 /// A KMS, and which of its KEKs a volume gets.
 pub struct KmsProvider {
@@ -39,6 +45,8 @@ pub struct KmsProvider {
     pub key_prefix: String,
     /// Goes into the context of every key.
     pub context: BTreeMap<String, String>,
+    /// The same KMS, as roles reach it.
+    pub roles: Roles,
 }
 
 impl fmt::Debug for KmsProvider {
@@ -54,7 +62,31 @@ impl KmsProvider {
     /// A KMS with one KEK and no context of its own.
     #[must_use]
     pub fn new(kms: Arc<dyn Kms>) -> Self {
-        Self { type_name: "kms", kms, scope: KeyScope::Key, key_prefix: String::new(), context: BTreeMap::new() }
+        let (scope, roles) = (KeyScope::Key, Roles::none());
+        Self { type_name: "kms", kms, scope, key_prefix: String::new(), context: BTreeMap::new(), roles }
+    }
+
+    /// A DEK under the KEK that a volume gets, reached in a role or as the provider itself.
+    async fn wrap(
+        &self,
+        name: &str,
+        new: &NewKey,
+        role: Option<&AwsRole>,
+        dek: &Dek,
+        binding: &Binding<'_>,
+        deadline: Deadline,
+    ) -> Result<StoredKey, KeyFailure> {
+        let kms = match role {
+            None => self.kms.clone(),
+            Some(role) => self.roles.reach(role).await.map_err(|fault| KeyFailure::Kms {
+                provider: name.to_owned(),
+                refusal: Refusal::State,
+                source: fault.into(),
+            })?,
+        };
+        let kek = self.kek(name, new, kms.as_ref(), binding.cluster_id, deadline).await?;
+        let wrapped = envelope::wrap(dek, binding, kms.as_ref(), kek.as_deref(), deadline).await;
+        Ok(wrapped.map_err(|failure| kms_failure(name, failure))?.in_role(role.cloned()))
     }
 
     /// The KEK for a volume, made where it is missing; none for the configured one.
@@ -62,13 +94,14 @@ impl KmsProvider {
         &self,
         name: &str,
         new: &NewKey,
+        kms: &dyn Kms,
         cluster_id: Uuid,
         deadline: Deadline,
     ) -> Result<Option<String>, KeyFailure> {
-        let named = |what: &str, value: &Option<String>| {
+        let named = |what: &str, value: &Option<String>, remedy: &str| {
             value.clone().ok_or_else(|| {
-                KeyFailure::Invalid(format!(
-                    "provider {name} has a key for each {what}, and the {what} of volume {} is not known",
+                KeyFailure::Forbidden(format!(
+                    "provider {name} has a key for each {what}, and the {what} of volume {} is not known; {remedy}",
                     new.volume_id
                 ))
             })
@@ -76,12 +109,12 @@ impl KmsProvider {
         let whose = match self.scope {
             _ if new.key_id.is_some() => return Ok(new.key_id.clone()),
             KeyScope::Key => return Ok(None),
-            KeyScope::Class => format!("class-{}", named("StorageClass", &new.storage_class)?),
-            KeyScope::Namespace => named("namespace", &new.tenant)?,
+            KeyScope::Class => format!("class-{}", named("StorageClass", &new.storage_class, SAY_CLASS)?),
+            KeyScope::Namespace => named("namespace", &new.tenant, SAY_NAMESPACE)?,
         };
         // A DNS name has dots, an alias has none; no DNS name has an underscore.
         let alias = format!("alias/{}-{cluster_id}-{}", self.key_prefix, whose.replace('.', "_"));
-        self.kms.ensure(&alias, deadline).await.map_err(|failure| kms_failure(name, failure))?;
+        kms.ensure(&alias, deadline).await.map_err(|failure| kms_failure(name, failure))?;
         Ok(Some(alias))
     }
 }
@@ -130,14 +163,15 @@ impl Providers {
         Ok(context)
     }
 
-    /// A new key for a binding, by the provider of a name, with the way to it.
+    /// A new key for a binding, by the provider of a name, with the way to it. Its KEK may be reached in a role.
     ///
     /// # Errors
-    /// There is no such provider, or its KMS refuses or cannot be asked.
+    /// There is no such provider, its KEK takes no context and there is one, or its KMS refuses or cannot be asked.
     pub async fn make(
         &self,
         name: &str,
         new: &NewKey,
+        role: Option<&AwsRole>,
         binding: &Binding<'_>,
         deadline: Deadline,
     ) -> Result<(StoredKey, Dek), KeyFailure> {
@@ -156,9 +190,9 @@ impl Providers {
             }
             Provider::Kms(provider) => {
                 let dek = Dek::random();
-                let kek = provider.kek(name, new, binding.cluster_id, deadline).await?;
-                let wrapped = envelope::wrap(&dek, binding, provider.kms.as_ref(), kek.as_deref(), deadline).await;
-                Ok((wrapped.map_err(|failure| kms_failure(name, failure))?, dek))
+                let key = provider.wrap(name, new, role, &dek, binding, deadline).await?;
+                expect_context_taken(name, &key, binding)?;
+                Ok((key, dek))
             }
         }
     }
@@ -176,7 +210,11 @@ impl Providers {
         };
         let Some(key) = &record.key else { return Err(KeyFailure::Destroyed(record.volume_id.clone())) };
         // The record is sound; it is the configuration that lacks what it needs.
-        let provider = self.find(name).map_err(|missing| refused(missing.into()))?;
+        let provider = self.by_name.get(name).ok_or_else(|| KeyFailure::NoProvider {
+            volume_id: record.volume_id.clone(),
+            provider: name.clone(),
+            known: self.known(),
+        })?;
         match (provider, key) {
             (Provider::Cluster(keys), StoredKey::Derived { mechanism, cluster_key_version, salt }) => {
                 let missing = || refused(format!("cluster key version {cluster_key_version} is not there").into());
@@ -193,11 +231,15 @@ impl Providers {
             }
             (
                 Provider::Kms(provider),
-                StoredKey::Wrapped { mechanism: _, kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key },
+                StoredKey::Wrapped { mechanism: _, kek_id, kek_mechanism, role, nonce, wrapped_dek, wrapped_inner_key },
             ) => {
+                let kms = match role {
+                    None => provider.kms.clone(),
+                    Some(role) => provider.roles.reach(role).await.map_err(|fault| refused(fault.into()))?,
+                };
                 let kek_mechanism = *kek_mechanism;
                 let envelope = Envelope { kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key };
-                let opened = envelope::unwrap(envelope, &binding, kept, provider.kms.as_ref(), deadline).await;
+                let opened = envelope::unwrap(envelope, &binding, kept, kms.as_ref(), deadline).await;
                 opened.map_err(|failure| match failure {
                     KmsFailure::NoSuchKek { .. } | KmsFailure::Mismatch => refused(failure.into()),
                     failure => kms_failure(name, failure),
@@ -209,8 +251,8 @@ impl Providers {
         }
     }
 
-    /// The same DEK under the KEK with which a provider wraps now, or under one of its KEKs that is named; opened again
-    /// and compared.
+    /// The same DEK under the KEK with which a provider wraps now, or under one of its KEKs and in a role that are given;
+    /// opened again and compared. A context that the KEK does not take stays what Coffer itself binds the key to.
     ///
     /// # Errors
     /// As [`Providers::open`] and [`Providers::make`]; and a cluster key takes no DEK that it has not derived.
@@ -218,7 +260,7 @@ impl Providers {
         &self,
         record: &Record,
         to: &str,
-        key_id: Option<&str>,
+        given: Given<'_>,
         deadline: Deadline,
     ) -> Result<(StoredKey, Dek), KeyFailure> {
         let Provider::Kms(provider) = self.find(to)? else {
@@ -238,12 +280,10 @@ impl Providers {
             storage_class: record.storage_class.clone(),
             claim: record.claim.clone(),
             provider: Some(to.to_owned()),
-            key_id: key_id.map(str::to_owned),
+            key_id: given.key_id.map(str::to_owned),
             context: record.context.clone(),
         };
-        let kek = provider.kek(to, &new, record.cluster_id, deadline).await?;
-        let wrapped = envelope::wrap(&dek, &record.binding(), provider.kms.as_ref(), kek.as_deref(), deadline).await;
-        let key = wrapped.map_err(|failure| kms_failure(to, failure))?;
+        let key = provider.wrap(to, &new, given.role, &dek, &record.binding(), deadline).await?;
         let moved = Record { provider: to.to_owned(), key: Some(key.clone()), ..record.clone() };
         self.expect_same(&moved, &dek, deadline).await?;
         Ok((key, dek))
@@ -268,11 +308,9 @@ impl Providers {
     /// There is no such provider, its KEK cannot be used, or its KMS cannot be asked.
     pub async fn kek(&self, name: &str, deadline: Deadline) -> Result<Kek, KeyFailure> {
         match self.find(name)? {
-            Provider::Cluster(keys) => Ok(Kek {
-                id: format!("cluster-key:v{}", keys.current().0),
-                mechanism: KekMechanism::Symmetric,
-                rotation: Rotation::Off,
-            }),
+            Provider::Cluster(keys) => {
+                Ok(Kek { id: format!("cluster-key:v{}", keys.current().0), mechanism: KekMechanism::Symmetric })
+            }
             Provider::Kms(provider) => {
                 provider.kms.describe(None, deadline).await.map_err(|failure| kms_failure(name, failure))
             }
@@ -281,10 +319,29 @@ impl Providers {
 
     fn find(&self, name: &str) -> Result<&Provider, KeyFailure> {
         self.by_name.get(name).ok_or_else(|| {
-            let known: Vec<_> = self.by_name.keys().map(String::as_str).collect();
-            KeyFailure::Invalid(format!("provider {name:?} is not configured; there are: {}", known.join(", ")))
+            KeyFailure::Invalid(format!("provider {name:?} is not configured; there are: {}", self.known()))
         })
     }
+
+    fn known(&self) -> String {
+        self.by_name.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Refuses a context that a new key's KEK does not take: whoever asks for one counts on the KMS to ask for it again.
+fn expect_context_taken(provider: &str, key: &StoredKey, binding: &Binding<'_>) -> Result<(), KeyFailure> {
+    let StoredKey::Wrapped { kek_id, kek_mechanism, .. } = key else { return Ok(()) };
+    if kek_mechanism.takes_context() || binding.context.is_empty() {
+        return Ok(());
+    }
+    let (mechanism, keys) = (kek_mechanism.as_str(), binding.context.keys().map(String::as_str).collect::<Vec<_>>());
+    Err(KeyFailure::Forbidden(format!(
+        "KEK {kek_id} of provider {provider} wraps by {mechanism}, which takes no context, and volume {} has one ({}); \
+         take context out of the StorageClass, the policy or the provider that adds it (each key stays bound to its \
+         volume by Coffer itself), or name a symmetric KEK",
+        binding.volume_id,
+        keys.join(", ")
+    )))
 }
 
 fn kms_failure(provider: &str, failure: KmsFailure) -> KeyFailure {

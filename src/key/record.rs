@@ -6,6 +6,9 @@
 //! ```
 //! A record is JSON in one exact form: what does not read back to the same bytes was torn or edited and is refused.
 //! A MAC under a key derived from the DEK covers every field, so an edit that keeps the form is refused as well.
+//! How it leads to the DEK is in [`StoredKey`].
+
+mod stored_key;
 
 use std::{collections::BTreeMap, fmt};
 
@@ -21,6 +24,8 @@ use crate::{
     secret::Dek,
     volume::{Content, Parameters, VolumeId},
 };
+
+pub use stored_key::{Aead, AwsRole, Base64, Derivation, KekMechanism, StoredKey};
 
 /// The version of the record's form that this program writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -49,134 +54,6 @@ impl fmt::Display for State {
             Self::Ready => "ready",
             Self::Destroyed => "destroyed",
         })
-    }
-}
-
-/// Bytes that are written as base64.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Base64(Vec<u8>);
-
-impl Base64 {
-    /// Bytes of any length.
-    #[must_use]
-    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self(bytes.into())
-    }
-
-    /// The bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// The bytes, where there are exactly `N`.
-    #[must_use]
-    pub fn exactly<const N: usize>(&self) -> Option<[u8; N]> {
-        self.0.as_slice().try_into().ok()
-    }
-}
-
-impl From<Base64> for String {
-    fn from(bytes: Base64) -> Self {
-        base64::Engine::encode(&base64::prelude::BASE64_STANDARD, bytes.0)
-    }
-}
-
-impl TryFrom<String> for Base64 {
-    type Error = base64::DecodeError;
-
-    fn try_from(text: String) -> Result<Self, base64::DecodeError> {
-        base64::Engine::decode(&base64::prelude::BASE64_STANDARD, text).map(Self)
-    }
-}
-
-/// How a record leads to its DEK.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
-pub enum StoredKey {
-    /// Derived again from the cluster key at each use; the salt is all that is kept.
-    Derived {
-        /// The derivation.
-        mechanism: Derivation,
-        /// The version of the cluster key.
-        cluster_key_version: u32,
-        /// 32 random bytes of this volume; for `constellation-v1` the cluster's salt is used and this is empty.
-        salt: Base64,
-    },
-    /// Wrapped by an AEAD under an inner key that a KMS has wrapped.
-    Wrapped {
-        /// The AEAD over the DEK.
-        mechanism: Aead,
-        /// The KEK, as the KMS named it when it wrapped.
-        kek_id: String,
-        /// How the KEK wrapped the inner key.
-        #[serde(default, skip_serializing_if = "KekMechanism::is_symmetric")]
-        kek_mechanism: KekMechanism,
-        /// 12 bytes.
-        nonce: Base64,
-        /// The DEK under the inner key: 48 bytes.
-        wrapped_dek: Base64,
-        /// The inner key as the KMS wrapped it.
-        wrapped_inner_key: Base64,
-    },
-}
-
-impl StoredKey {
-    /// How the KEK wrapped; none where nothing is wrapped.
-    #[must_use]
-    pub fn kek_mechanism(&self) -> Option<KekMechanism> {
-        match self {
-            Self::Derived { .. } => None,
-            Self::Wrapped { kek_mechanism, .. } => Some(*kek_mechanism),
-        }
-    }
-}
-
-/// How a DEK is derived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Derivation {
-    /// Our own.
-    CofferV1,
-    /// That of Constellation.
-    ConstellationV1,
-}
-
-/// How a DEK is wrapped by its inner key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Aead {
-    /// AES-256 in GCM (NIST SP 800-38D), nonce of 12 bytes, tag of 16.
-    Aes256Gcm,
-}
-
-/// How a KEK wraps an inner key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum KekMechanism {
-    /// The KMS's own authenticated encryption, which takes a context.
-    #[default]
-    Symmetric,
-    /// RSA-OAEP with SHA-256 and MGF1 with SHA-256 (RFC 8017, section 7.1). It binds no context.
-    RsaOaep256,
-    /// AES Key Wrap with a KEK of 256 bits (RFC 3394). It binds no context.
-    AesKeyWrap256,
-}
-
-impl KekMechanism {
-    /// The name that records and configurations have for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Symmetric => "symmetric",
-            Self::RsaOaep256 => "rsa-oaep-256",
-            Self::AesKeyWrap256 => "aes-key-wrap-256",
-        }
-    }
-
-    fn is_symmetric(&self) -> bool {
-        *self == Self::Symmetric
     }
 }
 
@@ -358,34 +235,19 @@ impl Record {
             .field(&self.provider);
         fields = match &self.key {
             None => fields.field("none"),
-            Some(StoredKey::Derived { mechanism, cluster_key_version, salt }) => fields
-                .field(match mechanism {
-                    Derivation::CofferV1 => "coffer-v1",
-                    Derivation::ConstellationV1 => "constellation-v1",
-                })
-                .field(cluster_key_version.to_be_bytes())
-                .field(salt.as_bytes()),
-            Some(StoredKey::Wrapped {
-                mechanism: Aead::Aes256Gcm,
-                kek_id,
-                kek_mechanism: _,
-                nonce,
-                wrapped_dek,
-                wrapped_inner_key,
-            }) => fields
-                .field("aes256-gcm")
-                .field(kek_id)
-                .field(nonce.as_bytes())
-                .field(wrapped_dek.as_bytes())
-                .field(wrapped_inner_key.as_bytes()),
+            Some(key) => key.bind(fields),
         };
         // What not every record has comes last, each behind its name, so that its absence is seen as well.
         let mechanism = self.key.as_ref().and_then(StoredKey::kek_mechanism).filter(|used| !used.is_symmetric());
+        let role = self.key.as_ref().and_then(StoredKey::role);
         let optional = [
             ("kekMechanism", mechanism.map(KekMechanism::as_str)),
             ("storageClass", self.storage_class.as_deref()),
             ("claim", self.claim.as_deref()),
             ("keyId", self.key_id.as_deref()),
+            ("role", role.map(|role| role.arn.as_str())),
+            ("roleSessionName", role.map(|role| role.session_name.as_str())),
+            ("roleExternalId", role.and_then(|role| role.external_id.as_deref())),
         ];
         for (name, value) in optional {
             if let Some(value) = value {

@@ -114,7 +114,8 @@ pub enum Refusal {
     Missing,
     /// The volume exists and is another.
     Exists,
-    /// The volume is in a state in which this cannot be done; a retry does not help.
+    /// The volume is in a state in which this cannot be done, or the configuration does not let it be; a retry does not
+    /// help before somebody has changed that.
     State,
     /// Somebody else is at work on it; a retry helps.
     Busy,
@@ -183,6 +184,10 @@ pub enum KeyFailure {
     /// The request names what is not configured, or what makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// The request makes sense, and how the key service is configured does not let it be: a policy forbids it, or goes by
+    /// what is not known of the claim.
+    #[error("{0}")]
+    Forbidden(String),
     /// The record is not to be trusted.
     #[error("the record of volume {volume_id} is refused; restore it from a backup")]
     Record {
@@ -191,6 +196,20 @@ pub enum KeyFailure {
         /// The finding.
         #[source]
         source: RecordFault,
+    },
+    /// The record's provider is not among those that are configured.
+    #[error(
+        "the key of volume {volume_id} is of provider {provider}, which is not configured (there are: {known}); configure \
+         it again as it was; to do without it for good, move its records while it is there: coffer rewrap --from \
+         {provider} --to OTHER"
+    )]
+    NoProvider {
+        /// The volume.
+        volume_id: VolumeId,
+        /// The provider.
+        provider: String,
+        /// Those that are configured.
+        known: String,
     },
     /// The KEK does not open the record.
     #[error("the key in the record of volume {volume_id} does not open with provider {provider}")]
@@ -264,7 +283,9 @@ impl KeyFailure {
             Self::Differs { .. } => Refusal::Exists,
             Self::Destroyed(_)
             | Self::State { .. }
+            | Self::Forbidden(_)
             | Self::Record { .. }
+            | Self::NoProvider { .. }
             | Self::Unwrap { .. }
             | Self::OtherProvider { .. } => Refusal::State,
             Self::Superseded(_) | Self::Contended(_) => Refusal::Busy,
@@ -285,7 +306,7 @@ pub trait KeyService: Send + Sync {
     /// Makes the record of a new volume, in state prepared, with a new key. The same request again finds the same record.
     ///
     /// # Errors
-    /// The volume id has a record that differs, the provider is not configured, or KMS or store fail.
+    /// The volume id has a record that differs, the provider is not configured, a policy forbids it, or KMS or store fail.
     async fn create(&self, new: NewKey, deadline: Deadline) -> Result<KeyInfo, KeyFailure>;
 
     /// Releases a volume's DEK. It never creates anything.

@@ -2,6 +2,8 @@
 //! who, what and when, and never a byte of a key. Its lines hold together ([`crate::chain`]), so that one that is cut
 //! out or changed shows.
 
+mod operation;
+
 use std::{
     fmt,
     fs::{File, OpenOptions},
@@ -21,51 +23,7 @@ use crate::{
 };
 
 pub use crate::chain::{Broken, Others, verify, verify_among};
-
-/// What was asked of the key service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Operation {
-    /// A new key.
-    Create,
-    /// A DEK.
-    Release,
-    /// What a record says.
-    Describe,
-    /// A step of the state machine.
-    BeginFormat,
-    /// A step of the state machine.
-    MarkReady,
-    /// The end of a key.
-    Destroy,
-    /// A list of records.
-    List,
-    /// A key under another KEK.
-    Rewrap,
-    /// A record that is brought back.
-    Import,
-    /// A call whose caller is not known, or asks too often.
-    Connect,
-}
-
-impl Operation {
-    /// Its name, as it is in a line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Release => "release",
-            Self::Describe => "describe",
-            Self::BeginFormat => "begin-format",
-            Self::MarkReady => "mark-ready",
-            Self::Destroy => "destroy",
-            Self::List => "list",
-            Self::Rewrap => "rewrap",
-            Self::Import => "import",
-            Self::Connect => "connect",
-        }
-    }
-}
+pub use operation::Operation;
 
 /// A pod, as the API server names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -110,8 +68,10 @@ impl Ending {
         }
     }
 
-    fn of(failure: &KeyFailure) -> Self {
-        match failure.refusal() {
+    /// The one that belongs to what a caller can do about it.
+    #[must_use]
+    pub fn of(refusal: Refusal) -> Self {
+        match refusal {
             Refusal::Unavailable | Refusal::Deadline | Refusal::Busy | Refusal::Fault => Self::Failed,
             Refusal::Missing | Refusal::Exists | Refusal::State | Refusal::Denied | Refusal::Invalid => Self::Refused,
         }
@@ -235,8 +195,26 @@ impl Audit {
         failure: &KeyFailure,
     ) -> io::Result<()> {
         let reason = failure.to_string();
-        let ending = Ending::of(failure).name();
+        let ending = Ending::of(failure.refusal()).name();
         self.write(&Line { volume_id, reason: Some(&reason), ..line(who, operation, ending) })
+    }
+
+    /// Writes down what became of a provider's KEK, or why it stays as it is.
+    ///
+    /// # Errors
+    /// The line could not be written everywhere.
+    pub fn of_kek(
+        &self,
+        who: &Who,
+        operation: Operation,
+        (provider, kek_id): (&str, &str),
+        outcome: Result<(), (Ending, String)>,
+    ) -> io::Result<()> {
+        let (result, reason) = match &outcome {
+            Ok(()) => ("ok", None),
+            Err((ending, reason)) => (ending.name(), Some(reason.as_str())),
+        };
+        self.write(&Line { provider: Some(provider), kek_id: Some(kek_id), reason, ..line(who, operation, result) })
     }
 
     /// Writes down that a call was turned away before anything was looked at, and how many more were since the last

@@ -120,12 +120,15 @@ impl Remote {
     ) -> Result<T, KeyFailure> {
         let pauses = ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
         let mut pauses = pauses.without_max_times().with_jitter().build();
-        let mut alone_until = None;
+        let (mut alone_until, mut silent) = (None, None);
         loop {
             let request = self.request(message.clone(), deadline)?;
             let answered = tokio::time::timeout(deadline.left(), call(self.client.clone(), request)).await;
-            let status = match answered.map_err(|_| KeyFailure::Deadline)? {
+            // That nobody has answered until now says more than that the time is over.
+            let late = || silent.clone().map_or(KeyFailure::Deadline, unavailable);
+            let status = match answered.map_err(|_| late())? {
                 Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) if is_late(&status) => return Err(late()),
                 Err(status) => status,
             };
             let pause = pauses.next().map_or(LONGEST_PAUSE, |pause| pause.min(LONGEST_PAUSE));
@@ -135,11 +138,12 @@ impl Remote {
                 (None, _) => return Err(status.into()),
                 (Some(silence), _) => {
                     let until = *alone_until.get_or_insert_with(|| Deadline::within(ALONE_TIME));
+                    let told = format!("no answer from {}: {}", self.address, silence.why);
                     if silence.is_for_good || pause >= deadline.left().min(until.left()) {
-                        let message = format!("no answer from {}: {}", self.address, silence.why);
-                        return Err(KeyFailure::Remote { refusal: Refusal::Unavailable, message });
+                        return Err(unavailable(told));
                     }
                     tracing::debug!(address = %self.address, why = silence.why, "no answer; asking again");
+                    silent = Some(told);
                     pause
                 }
             };
@@ -159,6 +163,15 @@ impl Remote {
         }
         Ok(request)
     }
+}
+
+fn unavailable(message: String) -> KeyFailure {
+    KeyFailure::Remote { refusal: Refusal::Unavailable, message }
+}
+
+/// Whether the transport saw first that the caller's time is over.
+fn is_late(status: &Status) -> bool {
+    std::iter::successors(status.source(), |cause| (**cause).source()).any(|cause| cause.is::<TimeoutExpired>())
 }
 
 /// When a service that was asked too often wants to be asked again (gRPC A6, client retry design: pushback).
@@ -183,9 +196,6 @@ impl Silence {
             return (status.code() == Code::Unknown).then_some(Self { why, is_for_good: false });
         };
         let causes = || std::iter::successors(Some(source), |cause| (**cause).source());
-        if causes().any(|cause| cause.is::<TimeoutExpired>()) {
-            return None;
-        }
         Some(Self { why: rpc::message(source), is_for_good: causes().any(is_mistrust) })
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 
 use rustls::crypto::{
     aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_AES_256,
-    hpke::{EncapsulatedSecret, Hpke, HpkePrivateKey, HpkePublicKey},
+    hpke::{EncapsulatedSecret, Hpke, HpkePrivateKey, HpkePublicKey, HpkeSealer},
 };
 use zeroize::Zeroizing;
 
@@ -32,6 +32,9 @@ pub enum HpkeFault {
     /// No key pair could be made.
     #[error("make a key pair")]
     KeyPair(#[source] rustls::Error),
+    /// A DEK could not be encrypted.
+    #[error("encrypt the key")]
+    Seal(#[source] rustls::Error),
     /// The reply was not made for this request and this volume.
     #[error("the key in the reply does not open: it was made for another request")]
     Reply,
@@ -86,15 +89,46 @@ impl ReplyKey {
     }
 }
 
-/// Encrypts a DEK to the key pair of a request.
+/// The service's side of a request: made while the key is on its way, because it takes its time and needs no key.
+pub struct Sealer {
+    encapsulated_key: EncapsulatedSecret,
+    inner: Box<dyn HpkeSealer>,
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sealer(redacted)")
+    }
+}
+
+impl Sealer {
+    /// For the key pair of a request.
+    ///
+    /// # Errors
+    /// The request's public key is none.
+    pub fn new(public_key: Vec<u8>) -> Result<Self, HpkeFault> {
+        let made = SUITE.setup_sealer(INFO, &HpkePublicKey(public_key));
+        let (encapsulated_key, inner) = made.map_err(HpkeFault::PublicKey)?;
+        Ok(Self { encapsulated_key, inner })
+    }
+
+    /// Encrypts a DEK to it.
+    ///
+    /// # Errors
+    /// The cryptography of this program fails.
+    pub fn seal(mut self, dek: &Dek, volume_id: &VolumeId) -> Result<SealedDek, HpkeFault> {
+        let ciphertext = self.inner.seal(volume_id.as_str().as_bytes(), dek.expose_secret());
+        Ok(SealedDek { encapsulated_key: self.encapsulated_key.0, ciphertext: ciphertext.map_err(HpkeFault::Seal)? })
+    }
+}
+
+/// Encrypts a DEK to the key pair of a request, in one go.
 ///
 /// # Errors
 /// The request's public key is none.
-pub fn seal(dek: &Dek, volume_id: &VolumeId, public_key: Vec<u8>) -> Result<SealedDek, HpkeFault> {
-    let aad = volume_id.as_str().as_bytes();
-    let sealed = SUITE.seal(INFO, aad, dek.expose_secret(), &HpkePublicKey(public_key));
-    let (EncapsulatedSecret(encapsulated_key), ciphertext) = sealed.map_err(HpkeFault::PublicKey)?;
-    Ok(SealedDek { encapsulated_key, ciphertext })
+#[cfg(test)]
+fn seal(dek: &Dek, volume_id: &VolumeId, public_key: Vec<u8>) -> Result<SealedDek, HpkeFault> {
+    Sealer::new(public_key)?.seal(dek, volume_id)
 }
 
 #[cfg(test)]
@@ -116,6 +150,29 @@ mod tests {
         assert!(matches!(other.open(&volume, for_own.clone()), Err(HpkeFault::Reply)));
         assert!(matches!(elsewhere.open(&id("vol-2"), for_elsewhere), Err(HpkeFault::Reply)));
         assert_eq!(own.open(&volume, for_own).expect("its own").expose_secret(), dek.expose_secret());
+    }
+
+    #[test]
+    fn what_was_sealed_by_another_implementation_opens() {
+        let text = include_str!("../../tests/vectors/wire-hpke.json");
+        let golden: serde_json::Value = serde_json::from_str(text).expect("the vector is JSON");
+        let text = |field: &str| golden[field].as_str().expect("a text").to_owned();
+        let bytes = |field: &str| -> Vec<u8> {
+            let hex = text(field);
+            let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal digits");
+            (0..hex.len()).step_by(2).map(byte).collect()
+        };
+        assert_eq!(text("info_utf8").as_bytes(), INFO);
+        let volume = id(&text("volume_id"));
+        let key = || ReplyKey {
+            public_key: HpkePublicKey(bytes("public_key")),
+            private_key: HpkePrivateKey::from(bytes("private_key")),
+        };
+        let sealed = SealedDek { encapsulated_key: bytes("encapsulated_key"), ciphertext: bytes("sealed_dek") };
+        let opened = key().open(&volume, sealed).expect("it was made for this key pair and volume");
+        assert_eq!(opened.expose_secret().as_slice(), bytes("dek"));
+        let again = seal(&opened, &volume, key().public_key().to_vec()).expect("a public key");
+        assert_eq!(key().open(&volume, again).expect("ours").expose_secret(), opened.expose_secret());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
         audit::{Audit, Ending, Who},
         auth::{Caller, Guarded},
         bearer::Unproven,
-        hpke::{self, SealedDek},
+        hpke::{self, HpkeFault, SealedDek, Sealer},
         kubernetes::Authority,
         limit::{Limit, Strangers, TooOften},
         wire,
@@ -36,8 +36,8 @@ const PAGE: usize = 500;
 /// When to come again, in milliseconds (gRPC A6, client retry design: pushback).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
-/// Requests with a token from one address each second: of a token nothing is known before the API server has been asked,
-/// which costs all the others' time.
+/// Requests with an unknown token from one address each second: the API server has to be asked for each, which costs all
+/// the others' time.
 const PEER_REQUESTS: NonZeroU32 = NonZeroU32::new(200).expect("it is not zero");
 
 /// The server.
@@ -112,6 +112,9 @@ impl Server {
         let extensions = request.extensions();
         if let Some(connection) = extensions.get::<TlsConnectInfo<TcpConnectInfo>>() {
             if let (Some(authority), Some(token)) = (&self.authority, bearer(request.metadata())) {
+                if let Some(caller) = authority.known(token).await {
+                    return Ok(caller);
+                }
                 if let Some(peer) = connection.get_ref().remote_addr() {
                     self.peers.admit(&peer.ip().to_string()).map_err(Stranger::TooOften)?;
                 }
@@ -197,7 +200,7 @@ impl key_service_server::KeyService for Server {
     async fn create_key(&self, request: Request<CreateKeyRequest>) -> Result<Response<CreateKeyResponse>, Status> {
         let (guarded, deadline) = self.guarded(&request).await?;
         let request = request.into_inner();
-        let malformed = |_| Status::invalid_argument("parameters_json is not known");
+        let malformed = |_| Status::invalid_argument(wire::PARAMETERS);
         let new = NewKey {
             volume_id: volume_id(&request.volume_id)?,
             name: request.name,
@@ -223,10 +226,17 @@ impl key_service_server::KeyService for Server {
             return Err(Status::invalid_argument("public_key is not a public key of X25519 (32 bytes)"));
         }
         let asked = volume_id.clone();
-        let key = self.run(async move { guarded.get(&asked, deadline).await }).await?;
-        let sealed = hpke::seal(&key.dek, &volume_id, public_key);
-        let SealedDek { encapsulated_key, ciphertext } =
-            sealed.map_err(|fault| Status::invalid_argument(fault.to_string()))?;
+        let got = async move {
+            // The key is asked for first; while the store or the KMS thinks, this side of the encryption is made.
+            let (key, sealer) = tokio::join!(guarded.get(&asked, deadline), async { Sealer::new(public_key) });
+            key.map(|key| (key, sealer))
+        };
+        let (key, sealer) = self.run(got).await?;
+        let sealed = sealer.and_then(|sealer| sealer.seal(&key.dek, &volume_id));
+        let SealedDek { encapsulated_key, ciphertext } = sealed.map_err(|fault| match fault {
+            HpkeFault::PublicKey(_) => Status::invalid_argument(fault.to_string()),
+            HpkeFault::KeyPair(_) | HpkeFault::Seal(_) | HpkeFault::Reply => Status::internal(fault.to_string()),
+        })?;
         Ok(Response::new(GetKeyResponse { info: Some(key.info.into()), encapsulated_key, sealed_dek: ciphertext }))
     }
 

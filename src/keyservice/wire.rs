@@ -11,6 +11,11 @@ use crate::{
     proto::keyservice as message,
 };
 
+const STATE: &str = "state is none that this version knows; where the other end is a later one, update this one";
+/// Why a volume's parameters cannot be read.
+pub const PARAMETERS: &str =
+    "parameters_json says what this version does not know; where the other end is a later one, update this one";
+
 /// A message that makes no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -49,7 +54,7 @@ impl TryFrom<message::KeyInfo> for KeyInfo {
             Ok(message::State::Formatting) => State::Formatting,
             Ok(message::State::Ready) => State::Ready,
             Ok(message::State::Destroyed) => State::Destroyed,
-            Ok(message::State::Unspecified) | Err(_) => return Err(Malformed("state is not known")),
+            Ok(message::State::Unspecified) | Err(_) => return Err(Malformed(STATE)),
         };
         let header_tag = if info.header_mac.is_empty() { None } else { Some(tag(&info.header_mac)?) };
         Ok(Self {
@@ -59,8 +64,7 @@ impl TryFrom<message::KeyInfo> for KeyInfo {
             generation: info.generation,
             state,
             luks_uuid: info.luks_uuid.parse().map_err(|_| Malformed("luks_uuid is no UUID"))?,
-            parameters: serde_json::from_str(&info.parameters_json)
-                .map_err(|_| Malformed("parameters_json is not known"))?,
+            parameters: serde_json::from_str(&info.parameters_json).map_err(|_| Malformed(PARAMETERS))?,
             format_attempt: info.format_attempt,
             header_tag,
             provider: info.provider,

@@ -1,7 +1,7 @@
 //! `coffer controller`: CSI's Controller for the local volumes of a cluster. It holds no file and no key: nodes do the
 //! work that it asks for through the API server, and the key service makes and destroys keys.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use coffer::{
@@ -18,23 +18,20 @@ use coffer::{
     server::{
         Reach,
         http::{self, Health},
-        measured::Measured,
         told_to_end,
     },
     telemetry::metrics,
 };
-use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::{service::Routes, transport::Server};
+use tonic::service::Routes;
 
 use crate::role::{
     listen,
     node::{KEY_SERVICE, address, look_alive, look_ready},
+    socket,
 };
 
-/// How long connections may stay open when all work has ended.
-const END_TIME: Duration = Duration::from_secs(5);
 /// `coffer controller`: CSI's Controller, beside the sidecars of a Deployment.
 pub(crate) async fn controller(args: ControllerArgs) -> Result<()> {
     if args.http.is_some() {
@@ -62,39 +59,16 @@ pub(crate) async fn controller(args: ControllerArgs) -> Result<()> {
             never = look_ready(keys, health.clone()) => match never {},
         }
     };
+    let ending = async {
+        let told = told_to_end().await.context("wait for a signal");
+        tracing::info!("ending: what runs is finished, and new calls are refused");
+        gate.close().await;
+        told
+    };
+    tracing::info!(socket = %args.listen.display(), "serving CSI's Controller");
     tokio::select! {
-        served = serve(&args.listen, listener, routes, gate) => served,
+        served = socket::serve(&args.listen, listener, routes, ending) => served,
         // It ends only by failing, and without it nobody would know how the program is.
         failed = telling => failed,
     }
-}
-
-/// Serves CSI until told to end.
-async fn serve(socket: &Path, listener: UnixListener, routes: Routes, gate: Gate) -> Result<()> {
-    tracing::info!(socket = %socket.display(), "serving CSI's Controller");
-    let end = CancellationToken::new();
-    let stop = end.clone();
-    let server = Server::builder()
-        .layer(Measured)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move { stop.cancelled().await });
-    let told = async {
-        told_to_end().await?;
-        tracing::info!("ending: what runs is finished, and new calls are refused");
-        gate.close().await;
-        end.cancel();
-        anyhow::Ok(())
-    };
-    tokio::pin!(server);
-    tokio::select! {
-        served = &mut server => {
-            served.context("serve CSI")?;
-            anyhow::bail!("the listener ended by itself");
-        }
-        told = told => told?,
-    }
-    // The socket of a driver that has ended leads nowhere. It goes first, so that it cannot be a later driver's.
-    let _ = std::fs::remove_file(socket);
-    // A client that keeps its connection open keeps nobody from ending.
-    tokio::time::timeout(END_TIME, server).await.unwrap_or(Ok(())).context("serve CSI")
 }

@@ -15,7 +15,7 @@ use coffer::{
         file::{Environment, FileConfig},
     },
     csi::identity::Services,
-    key::embedded::Embedded,
+    key::{embedded::Embedded, store::census},
     keyservice::auth::{Caller, Guarded},
 };
 use rustix::fs::{FlockOperation, flock};
@@ -42,7 +42,8 @@ pub(crate) async fn dev(args: Dev, environment: &Environment) -> Result<()> {
     let _lock = lock(&state_dir)?;
     place.expect_ready().await?;
     let Place { cluster_id, providers, store, policies, trials } = place;
-    let _trials = try_in_background(trials);
+    let mut background = try_in_background(trials);
+    background.spawn(census::once(store.clone(), providers.by_name.keys().cloned().collect()));
     let audit = audit(config.as_ref().and_then(|config| config.audit_log.as_deref()))?;
     let embedded = Embedded::new(cluster_id, providers, store).with_policies(policies);
     let keys = Arc::new(Guarded::new(Arc::new(embedded), Arc::new(audit), Caller::Process));

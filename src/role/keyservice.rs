@@ -72,14 +72,17 @@ pub(crate) async fn keyservice(args: Keyservice, environment: &Environment) -> R
     let Place { cluster_id, providers, store, policies, trials } = place;
 
     let audit = Arc::new(audit(config.audit_log.as_deref())?);
-    let _trials = try_in_background(trials);
+    let mut background = try_in_background(trials);
     let store: Arc<dyn DekStore> = Arc::new(MeasuredStore::new(store));
+    let configured = providers.by_name.keys().cloned().collect();
     if config.http.is_some() {
-        let counted = census::keep(store.clone(), end.clone());
+        let counted = census::keep(store.clone(), configured, end.clone());
         tasks.spawn(async {
             counted.await;
             Ok(())
         });
+    } else {
+        background.spawn(census::once(store.clone(), configured));
     }
     #[cfg(feature = "kubernetes")]
     if config.store == Some(coffer::key::store::Settings::Kubernetes) {

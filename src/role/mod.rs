@@ -9,6 +9,8 @@ mod dev;
 mod keyservice;
 #[cfg(feature = "node")]
 mod node;
+#[cfg(feature = "node")]
+mod socket;
 
 use std::path::Path;
 

@@ -39,7 +39,6 @@ use coffer::{
     server::{
         Reach,
         http::{self, Health},
-        measured::Measured,
         rpc::message,
         tls::{ClientTls, Files},
         told_to_end,
@@ -55,14 +54,14 @@ use tokio::{
     task::{JoinError, JoinSet},
     time::{sleep, timeout},
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{service::Routes, transport::Server};
+use tonic::service::Routes;
 
-use crate::role::listen;
+use crate::role::{
+    listen,
+    socket::{self, END_TIME},
+};
 
-/// How long connections may stay open when all work has ended.
-const END_TIME: Duration = Duration::from_secs(5);
 /// How often our own CSI socket is asked whether it answers: a kubelet asks for it about as often.
 const ASK_ALIVE: Duration = Duration::from_secs(10);
 /// How often the key service is asked whether it is there, while it is and while it is not.
@@ -159,12 +158,6 @@ impl Driver {
             }
         };
         tracing::info!(socket = %socket.display(), node_id, "serving CSI");
-        let end = CancellationToken::new();
-        let stop = end.clone();
-        let server = Server::builder()
-            .layer(Measured)
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move { stop.cancelled().await });
         let ending = async {
             let why = tokio::select! {
                 told = told_to_end() => told.context("wait for a signal"),
@@ -175,23 +168,14 @@ impl Driver {
             gate.close().await;
             // Who is silent before his work has ended is taken for dead by the kubelet, and killed.
             beside.last.cancel();
-            end.cancel();
             why
         };
-        tokio::pin!(server);
-        let why = tokio::select! {
-            served = &mut server => {
-                served.context("serve CSI")?;
-                anyhow::bail!("the listener ended by itself");
-            }
-            why = ending => why,
-        };
-        // The socket of a driver that has ended leads nowhere. It goes first, so that it cannot be a later driver's.
-        let _ = std::fs::remove_file(socket);
-        // A client that keeps its connection open keeps nobody from ending.
-        let served = timeout(END_TIME, server).await.unwrap_or(Ok(())).context("serve CSI");
+        let served = socket::serve(socket, listener, routes, ending).await;
+        // Where the listener has ended by itself, nobody has told them yet.
+        beside.end.cancel();
+        beside.last.cancel();
         let _ = timeout(END_TIME, async { while beside.tasks.join_next().await.is_some() {} }).await;
-        why.and(served)
+        served
     }
 }
 

@@ -47,6 +47,7 @@ pub const METRICS: &[Metric] = &[
     counter("coffer_retries_total", &["endpoint"], "attempts at a KMS or a store after the first of their call"),
     gauge("coffer_breaker_open", &["endpoint"], "1 while a KMS or a store that never answered is not asked"),
     gauge("coffer_records", &["key_version", "provider", "state"], "key records, when they were last counted"),
+    gauge("coffer_records_without_provider", &["provider"], "key records whose provider is not configured, likewise"),
     gauge("coffer_records_counted_seconds", &[], "when the key records were last counted, as Unix time"),
     counter("coffer_format_refusals_total", &["reason"], "devices that a node refused to format or to open"),
     gauge("coffer_certificate_expires_seconds", &["certificate"], "when a certificate ends, as Unix time"),

@@ -219,3 +219,16 @@ fn what_the_sdk_reads_by_itself_is_told_and_nothing_secret_is() {
         ["providers.b.auth: type chain reads AWS_PROFILE, which is meant for the default provider; name another type"]
     );
 }
+
+#[test]
+fn the_authorities_that_the_sdk_of_google_reads_by_itself_are_told() {
+    let key = "projects/p/locations/l/keyRings/r/cryptoKeys/k";
+    let google = format!("clusterId: {CLUSTER}\nprovider: {{type: gcp-kms, keyName: {key}}}");
+    let config = good(&google, &[("SSL_CERT_DIR", "/etc/coffer/authorities"), ("SSL_CERT_FILE", "/etc/bundle.crt")]);
+    let told = |name: &'static str| {
+        let given = config.values.iter().find(|given| given.source == Source::Sdk(name));
+        given.map(|given| given.value.clone())
+    };
+    assert_eq!(told("SSL_CERT_FILE"), Some("/etc/bundle.crt".into()));
+    assert_eq!(told("SSL_CERT_DIR"), Some("/etc/coffer/authorities".into()));
+}

@@ -161,8 +161,8 @@ fn defaults_are_those_of_the_domain() {
     let Settings::AwsKms(settings) = &kms.settings else { panic!("AWS") };
     assert_eq!((settings.key_scope, settings.key_prefix.as_str()), (KeyScope::Namespace, "coffer"));
     assert_eq!(settings.access.auth, AwsAuth::Chain);
-    let session = settings.access.role.as_ref().map(|role| role.session_name.clone());
-    assert_eq!(session, Some(format!("coffer-{CLUSTER}")));
+    let sessions: Vec<_> = settings.access.roles.iter().map(|role| role.session_name.clone()).collect();
+    assert_eq!(sessions, [format!("coffer-{CLUSTER}")]);
 }
 
 #[test]

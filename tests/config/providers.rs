@@ -246,6 +246,18 @@ pub(crate) const WRONG: &[(&str, &[&str])] = &[
         &["vaultUrl: has a path; expected the vault alone, and the key in keyName"],
     ),
     (
+        "type: azure-key-vault, vaultUrl: 'https://v.vault.azure.net', keyName: k, context: {team: blue}, \
+         auth: {type: managed-identity}",
+        &["context: neither RSA nor AES Key Wrap takes a context; take it out (each key stays bound to its volume by \
+           Coffer itself)"],
+    ),
+    (
+        "type: azure-key-vault, vaultUrl: 'https://v.managedhsm.azure.net', vaultType: managed-hsm, keyName: k, \
+         context: {team: blue}, auth: {type: managed-identity}",
+        &["context: neither RSA nor AES Key Wrap takes a context; take it out (each key stays bound to its volume by \
+           Coffer itself)"],
+    ),
+    (
         "type: azure-key-vault, vaultUrl: 'https://v.test', keyName: a_b, ipAddress: here, auth: {type: managed-identity}",
         &[
             "keyName: expected 1 to 127 of A-Z, a-z, 0-9 and -, not \"a_b\"",
@@ -277,6 +289,13 @@ pub(crate) const WRONG: &[(&str, &[&str])] = &[
     (
         "type: gcp-kms, keyName: projects/p/locations/l/keyRings/r/cryptoKeys/k, auth: {type: credentials-file}",
         &["auth.credentialsFile: is missing; expected a path"],
+    ),
+    (
+        "type: gcp-kms, keyName: projects/p/locations/l/keyRings/r/cryptoKeys/k, caFile: ca.crt",
+        &[
+            "caFile: is not for Google, whose client library takes authorities from the environment alone; take it out, \
+           and let SSL_CERT_FILE name the system's bundle and SSL_CERT_DIR the folder of your own",
+        ],
     ),
     // Transit.
     (

@@ -34,6 +34,13 @@ pub(crate) const WRONG: &[(&str, &[&str])] = &[
         &["auth.type: anonymous is for test servers; expected insecureEndpoint: true beside auth"],
     ),
     (
+        "type: gcs, bucket: records, caFile: ca.crt",
+        &[
+            "caFile: is not for Google, whose client library takes authorities from the environment alone; take it out, \
+           and let SSL_CERT_FILE name the system's bundle and SSL_CERT_DIR the folder of your own",
+        ],
+    ),
+    (
         "type: azure-blob, accountUrl: 'http://a.test', container: records, auth: {type: managed-identity}",
         &["accountUrl: is http, which protects neither keys nor tokens; expected https, or insecureEndpoint: true"],
     ),

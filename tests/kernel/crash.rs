@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use coffer::proto::csi::volume_capability::access_mode::Mode;
 use libtest_mimic::Trial;
 use testbed::{
-    csi::filesystem,
+    csi::{filesystem, ran_out},
     pause::{Pause, When},
 };
 use tonic::Code;
@@ -220,12 +220,8 @@ async fn deadline(bed: Bed) -> Result<()> {
     let (csi, staged) = (&bed.driver.csi, bed.path("staged"));
     let volume = csi.create_filesystem("hangs", 32 * MIB, "ext4").await?;
     let pause = Pause::at("mkfs.ext4", None, When::Before)?;
-    let mut request =
-        tonic::Request::new(testbed::csi::stage(&volume, &staged, filesystem("", Mode::SingleNodeWriter)));
-    request.set_timeout(Duration::from_secs(5));
-    let answer = csi.node.clone().node_stage_volume(request).await;
-    // The client's own clock may be first to say so.
-    ensure!(answer.is_err_and(|status| matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled)));
+    let answer = csi.stage_within(&volume, &staged, Duration::from_secs(3)).await;
+    ensure!(answer.as_ref().is_err_and(ran_out), "{answer:?}");
     pause.reached().await?;
     stage(&bed, &volume).await.context("the program was killed, and a retry works")?;
     ensure!(bed.driver.log().contains("mkfs.ext4 did not end before the deadline"), "{}", bed.driver.log());

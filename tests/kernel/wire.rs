@@ -3,6 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
+use coffer::proto::csi::ProbeRequest;
 use libtest_mimic::Trial;
 use testbed::{
     driver::{Driver, Role},
@@ -28,17 +29,12 @@ async fn two_processes(mut bed: Bed) -> Result<()> {
     node.csi.unstage(&volume.volume_id, &staged).await?;
 
     keys.kill();
-    let mut request = tonic::Request::new(testbed::csi::stage(
-        &volume,
-        &staged,
-        testbed::csi::filesystem("", coffer::proto::csi::volume_capability::access_mode::Mode::SingleNodeWriter),
-    ));
-    request.set_timeout(Duration::from_secs(20));
-    let away = node.csi.node.clone().node_stage_volume(request).await;
+    // Both look for it for some time before they say that it is away.
+    let mut identity = node.csi.identity.clone();
+    let (away, probed) = tokio::join!(node.csi.stage_without_keys(&volume, &staged), identity.probe(ProbeRequest {}));
     expect_status(away, Code::Unavailable, &["key"])?;
     ensure!(mappings().is_empty() && loops() == 0, "a stage without a key leaves something open");
-    let probed = node.csi.identity.clone().probe(coffer::proto::csi::ProbeRequest {}).await?.into_inner();
-    ensure!(probed.ready == Some(false), "ready without a key service");
+    ensure!(probed?.into_inner().ready == Some(false), "ready without a key service");
 
     keys.start_again()?;
     let mut tries = 0;

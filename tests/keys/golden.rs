@@ -9,7 +9,7 @@ use coffer::key::{
     store::{DekStore, filesystem::Filesystem},
 };
 
-use crate::{id, new, services, soon, vectors};
+use crate::{id, new, roles, services, soon, vectors};
 
 #[tokio::test]
 async fn golden_records_open() {
@@ -20,7 +20,7 @@ async fn golden_records_open() {
         fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("copied");
         read += 1;
     }
-    assert_eq!(read, 3);
+    assert_eq!(read, 4);
     let store: Arc<dyn DekStore> = Arc::new(Filesystem::open(folder.path()).expect("a folder"));
     let [(_, derived), (_, wrapped)] = services(&store);
     let expect = |hex: &str, dek: &coffer::secret::Dek| {
@@ -34,6 +34,9 @@ async fn golden_records_open() {
     let key = wrapped.get(&id("golden-wrapped"), soon()).await.expect("it opens");
     assert_eq!(key.info.state, State::Formatting);
     expect(golden("golden-wrapped"), &key.dek);
+    let key = roles::service(&store, Vec::new(), Vec::new()).get(&id("golden-role"), soon()).await.expect("it opens");
+    assert_eq!(key.info.state, State::Prepared);
+    expect(golden("golden-role"), &key.dek);
     assert!(matches!(derived.get(&id("golden-destroyed"), soon()).await, Err(KeyFailure::Destroyed(_))));
 }
 
@@ -51,10 +54,13 @@ async fn make_golden_records() {
     derived.mark_ready(&id("golden-derived"), attempt, Tag::from_bytes([9; 32]), soon()).await.expect("ready");
     wrapped.create(NewKey { context, ..new("golden-wrapped") }, soon()).await.expect("a new key");
     wrapped.begin_format(&id("golden-wrapped"), 1, soon()).await.expect("begun");
+    let in_role = roles::service(&store, Vec::new(), vec![roles::rule()]);
+    let blue = NewKey { tenant: Some("blue".to_owned()), ..new("golden-role") };
+    in_role.create(blue, soon()).await.expect("a new key");
     derived.create(new("golden-destroyed"), soon()).await.expect("a new key");
     derived.destroy(&id("golden-destroyed"), 1, soon()).await.expect("destroyed");
     let mut deks = String::new();
-    for (name, service) in [("golden-derived", &derived), ("golden-wrapped", &wrapped)] {
+    for (name, service) in [("golden-derived", &derived), ("golden-wrapped", &wrapped), ("golden-role", &in_role)] {
         let dek = service.get(&id(name), soon()).await.expect("a key").dek;
         let hex: String = dek.expose_secret().iter().map(|byte| format!("{byte:02x}")).collect();
         deks.push_str(&format!("{name} {hex}\n"));

@@ -1,11 +1,14 @@
 //! Keys and their records: every store and every KMS against one list each, the state machine, what tampering does,
-//! and records that earlier versions wrote.
+//! records that earlier versions wrote, and the wire that they spoke.
 
+mod configured;
 mod golden;
 mod kms;
+mod roles;
 mod service;
 mod store;
 mod tampering;
+mod wire;
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 

@@ -15,13 +15,14 @@ use coffer::{
         },
         providers::{KmsProvider, Provider, Providers},
         record::KekMechanism,
+        service::NewKey,
         store::DekStore,
     },
 };
 use serde_json::{Value, json};
 use testbed::{
     cloud::{KmsBed, Variant},
-    conformance::{kms::Binds, soon},
+    conformance::{kms::Binds, soon, store::new_key},
 };
 use uuid::Uuid;
 
@@ -70,6 +71,12 @@ impl House {
         let settings = format!("{:?}", provider.settings);
         let kms = kms::open(provider.settings).await?;
         Ok(Configured { kms, common: provider.common, settings })
+    }
+
+    /// What is asked for a new volume of this id: with a context, unless the provider is known to take none.
+    pub(crate) fn new_key(&self, volume_id: &str) -> NewKey {
+        let new = new_key(volume_id);
+        if self.bed.provider() == "azure-key-vault" { NewKey { context: BTreeMap::new(), ..new } } else { new }
     }
 
     /// What this provider's KEK binds a key to by itself.

@@ -6,9 +6,11 @@
 #![allow(clippy::print_stdout, reason = "a test program without a harness tells its results itself")]
 
 mod calls;
+mod google;
 mod house;
 mod kms;
 mod log;
+mod rotation;
 mod secrets;
 mod servers;
 mod service;
@@ -35,9 +37,10 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     log::start();
-    let trials =
-        [stores::trials(), service::trials(), kms::trials(), calls::trials(), secrets::trials(), sources::trials()];
-    let conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
+    let of_all = [stores::trials(), service::trials(), kms::trials(), calls::trials(), secrets::trials()];
+    let of_some = [rotation::trials(), google::trials(), sources::trials()];
+    let trials = of_all.into_iter().chain(of_some).flatten().collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
         table::print();
     }

@@ -1,9 +1,11 @@
-//! What an operator does with records and KEKs: list, export, import, verify, rewrap; through the library, and through
-//! the program.
+//! What an operator does with records and KEKs: list, export, import, verify, rewrap, inventory; through the library, and
+//! through the program.
 
 mod export;
+mod inventory;
 mod program;
 mod rewrap;
+mod roles;
 mod verify;
 
 use std::{

@@ -3,14 +3,11 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use coffer::{
-    csi::{Gate, controller::Controller, node::Node as NodeService},
     key::record::{Record, State},
-    node::{Node, source::local::Local, turns::Turns},
     proto::csi::{
         CapacityRange, ControllerExpandVolumeRequest, DeleteVolumeRequest, NodeExpandVolumeRequest,
         NodeGetVolumeStatsRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Volume,
@@ -19,13 +16,11 @@ use coffer::{
     volume::{MapperName, VolumeId},
 };
 use testbed::csi;
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
 use crate::{
-    host::Host,
-    invariant::{self, node_id, untouched},
-    keys::Wire,
+    driver::{Driver, Process},
+    invariant::{self, untouched},
     world::{Shared, World},
 };
 
@@ -35,58 +30,6 @@ pub(crate) const BYTES: u64 = 8 << 20;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How often something is asked for before it counts as never to be had.
 const TRIES: usize = 60;
-
-/// A driver's process on a node.
-pub(crate) struct Process {
-    node: NodeService,
-    controller: Controller,
-    dead: CancellationToken,
-}
-
-/// The node's driver, started again whenever it has died.
-#[derive(Clone)]
-pub(crate) struct Driver {
-    world: Shared,
-    machine: usize,
-    process: Arc<Mutex<Arc<Process>>>,
-}
-
-impl Driver {
-    pub(crate) fn on(world: &Shared, machine: usize) -> Self {
-        let process = Arc::new(Mutex::new(Arc::new(start(world, machine))));
-        Self { world: world.clone(), machine, process }
-    }
-
-    /// The living process.
-    fn process(&self) -> Arc<Process> {
-        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        if process.dead.is_cancelled() {
-            self.world.lock().machines[self.machine].dead = CancellationToken::new();
-            *process = Arc::new(start(&self.world, self.machine));
-        }
-        process.clone()
-    }
-}
-
-/// Puts a driver together as the program does, over the world.
-fn start(world: &Shared, machine: usize) -> Process {
-    let host = Arc::new(Host::of(world, machine));
-    let node = Arc::new(Node {
-        exec: host.clone(),
-        mounts: host.clone(),
-        targets: host.clone(),
-        blocks: host.clone(),
-        keys: Arc::new(Wire::of(world, machine)),
-        pool: Local::of(host.clone(), host),
-        turns: Turns::at_once(2),
-    });
-    let (gate, id) = (Gate::default(), node_id(machine));
-    Process {
-        node: NodeService::new(node.clone(), id.clone(), gate.clone()),
-        controller: Controller::new(node, id, gate),
-        dead: world.lock().machines[machine].dead.clone(),
-    }
-}
 
 /// Something that is wanted of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

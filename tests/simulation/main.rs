@@ -13,6 +13,7 @@
 
 mod actor;
 mod disk;
+mod driver;
 mod fault;
 mod files;
 mod header;
@@ -40,7 +41,7 @@ use crate::{
 /// Schedules in all, at least.
 const SCHEDULES: usize = 100_000;
 /// Random schedules in any case.
-const RANDOM: usize = 2_000;
+const RANDOM: usize = 1_000;
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args().skip(1).collect();

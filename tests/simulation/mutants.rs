@@ -245,27 +245,9 @@ fn compile() -> Result<PathBuf> {
     }
 }
 
-/// The beginnings of what is made of the project's own sources.
-const OWN: &[&str] = &[
-    "coffer",
-    "libcoffer",
-    "testbed",
-    "libtestbed",
-    "architecture",
-    "cli",
-    "demo",
-    "fuzzing",
-    "kernel",
-    "keys",
-    "keyservice",
-    "simulation",
-    "stage",
-    "storm",
-    "config",
-    "matrix",
-    "providers",
-    "records",
-];
+/// What is made in the copy, of the sources there: both packages, and this program. Nothing else is, so that what the
+/// project's other programs are called, `metrics` like a crate that it uses, does not matter.
+const OWN: [&str; 3] = [env!("CARGO_PKG_NAME"), "testbed", env!("CARGO_CRATE_NAME")];
 
 /// Gives compiled crates a second name each; nobody changes them.
 fn link(from: &Path, to: &Path) -> Result<()> {
@@ -273,7 +255,9 @@ fn link(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let name = entry.file_name();
-        if OWN.iter().any(|own| name.to_string_lossy().starts_with(&format!("{own}-"))) {
+        let text = name.to_string_lossy();
+        let made_of = text.strip_prefix("lib").unwrap_or(&text);
+        if OWN.iter().any(|own| made_of.strip_prefix(own).is_some_and(|rest| rest.starts_with('-'))) {
             continue;
         }
         if entry.file_type()?.is_dir() {

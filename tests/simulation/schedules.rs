@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
 
 use crate::{
-    actor::{Actor, Driver, Goal},
+    actor::{Actor, Goal},
+    driver::Driver,
     fault::{Dice, Fault, Faults},
     world::{Shared, World},
 };

@@ -65,8 +65,14 @@ impl Currents {
 
     /// How a record stands to the KEK of its own provider.
     pub(crate) fn standing(&self, record: &Record) -> Standing {
+        let given = policy::given(&self.policies, record, &record.provider);
+        let role = record.key.as_ref().and_then(StoredKey::role);
+        if role != given.role {
+            return Standing::Older;
+        }
         let Some(Wraps::With(kek)) = self.of(&record.provider) else { return Standing::NotKnown };
-        if record.key_id.is_some() || policy::key_id(&self.policies, record, &record.provider).is_some() {
+        // What the provider itself wraps with says nothing of these.
+        if role.is_some() || record.key_id.is_some() || given.key_id.is_some() {
             return Standing::NotKnown;
         }
         let mechanism = record.key.as_ref().and_then(StoredKey::kek_mechanism);

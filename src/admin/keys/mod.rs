@@ -3,6 +3,7 @@
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod list;
+pub mod rotation;
 pub mod status;
 
 #[cfg(feature = "kubernetes")]

@@ -5,13 +5,18 @@ use std::{
     io::{self, Write},
 };
 
+use futures::future::join_all;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
     admin::{
         Place,
         answer::{self, Print, plain},
-        keys::current::{Currents, Standing, Wraps},
+        keys::{
+            current::{Currents, Standing, Wraps},
+            rotation,
+        },
         progress::Progress,
         records::all,
     },
@@ -54,7 +59,15 @@ struct Row<'a> {
     kek_id: Option<&'a str>,
     key_scope: &'static str,
     mechanism: Option<&'static str>,
+    /// `on`, `off`, `by-hand` where there is no timer, or `unknown`.
     rotation: &'static str,
+    /// The same for people.
+    #[serde(skip)]
+    rotation_told: String,
+    /// How often the KMS rotates the KEK, where it says so.
+    rotation_period_seconds: Option<u64>,
+    /// When next, where it is known.
+    next_rotation: Option<Timestamp>,
     failure: Option<String>,
     /// Records by state, without tombstones.
     records: BTreeMap<String, usize>,
@@ -74,7 +87,11 @@ pub async fn status(
 ) -> Result<(), StatusFailure> {
     let records = all(place.store.as_ref(), progress).await?.records;
     let currents = Currents::ask(place, |_| true).await;
-    let status = of(place, &currents, &records);
+    // Only of a KEK that can be used: anything else is told by its own failure.
+    let asked = place.providers.by_name.iter().filter(|(name, _)| matches!(currents.of(name), Some(Wraps::With(_))));
+    let asked = asked.map(|(name, provider)| async move { (name.as_str(), rotation::Standing::of(provider).await) });
+    let rotations: BTreeMap<_, _> = join_all(asked).await.into_iter().collect();
+    let status = of(place, &currents, &rotations, &records);
     match print {
         Print::Json => answer::json(&status, out)?,
         Print::Table => tell(&status, out)?,
@@ -82,14 +99,23 @@ pub async fn status(
     Ok(())
 }
 
-fn of<'a>(place: &'a Place, currents: &'a Currents, records: &'a [Record]) -> Status<'a> {
+fn of<'a>(
+    place: &'a Place,
+    currents: &'a Currents,
+    rotations: &BTreeMap<&str, rotation::Standing>,
+    records: &'a [Record],
+) -> Status<'a> {
     let mut by_provider: BTreeMap<&str, Vec<&Record>> = BTreeMap::new();
     for record in records.iter().filter(|record| record.key.is_some()) {
         by_provider.entry(&record.provider).or_default().push(record);
     }
     let providers = place.providers.by_name.iter().map(|(name, provider)| {
         let records = by_provider.remove(name.as_str()).unwrap_or_default();
-        row(name, provider, *name == place.providers.default, currents, &records)
+        let row = row(name, provider, *name == place.providers.default, currents, &records);
+        match rotations.get(name.as_str()) {
+            Some(standing) => row.rotated(standing),
+            None => row,
+        }
     });
     Status {
         providers: providers.collect(),
@@ -111,7 +137,10 @@ fn row<'a>(
         kek_id: None,
         key_scope: scope(KeyScope::Key),
         mechanism: None,
-        rotation: rotation(Rotation::Unknown),
+        rotation: "unknown",
+        rotation_told: "unknown".to_owned(),
+        rotation_period_seconds: None,
+        next_rotation: None,
         failure: None,
         records: BTreeMap::new(),
         rewrap_needed: None,
@@ -121,7 +150,6 @@ fn row<'a>(
             let older = records.iter().filter(|record| currents.standing(record) == Standing::Older);
             row.rewrap_needed = Some(older.count());
             row.kek_id = Some(kek.id.as_str());
-            row.rotation = rotation(kek.rotation);
             row.mechanism = Some(match provider {
                 Provider::Cluster(_) => "derived",
                 Provider::Kms(_) => kek.mechanism.as_str(),
@@ -137,6 +165,23 @@ fn row<'a>(
     row
 }
 
+impl Row<'_> {
+    /// The same with how its KEK is rotated.
+    fn rotated(self, standing: &rotation::Standing) -> Self {
+        let (period, next) = match standing {
+            rotation::Standing::Is(Rotation::On { period, next }) => (*period, *next),
+            _ => (None, None),
+        };
+        Self {
+            rotation: standing.word(),
+            rotation_told: standing.told(),
+            rotation_period_seconds: period.map(|period| period.as_secs()),
+            next_rotation: next,
+            ..self
+        }
+    }
+}
+
 fn tell(status: &Status<'_>, out: &mut impl Write) -> io::Result<()> {
     for row in &status.providers {
         writeln!(out, "{}{}", plain(row.name), if row.is_default { " (default)" } else { "" })?;
@@ -147,7 +192,7 @@ fn tell(status: &Status<'_>, out: &mut impl Write) -> io::Result<()> {
             (None, None) => writeln!(out, "  KEK            one for each {}", row.key_scope)?,
         }
         writeln!(out, "  mechanism      {}", row.mechanism.unwrap_or("unknown"))?;
-        writeln!(out, "  rotation       {}", row.rotation)?;
+        writeln!(out, "  rotation       {}", plain(&row.rotation_told))?;
         let records: Vec<_> = row.records.iter().map(|(state, count)| format!("{count} {state}")).collect();
         writeln!(out, "  records        {}", if records.is_empty() { "none".to_owned() } else { records.join(", ") })?;
         let needed = row.rewrap_needed.map_or("unknown".to_owned(), |count| count.to_string());
@@ -165,13 +210,5 @@ fn scope(scope: KeyScope) -> &'static str {
         KeyScope::Key => "key",
         KeyScope::Class => "class",
         KeyScope::Namespace => "namespace",
-    }
-}
-
-fn rotation(rotation: Rotation) -> &'static str {
-    match rotation {
-        Rotation::On => "on",
-        Rotation::Off => "off",
-        Rotation::Unknown => "unknown",
     }
 }

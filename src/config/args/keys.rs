@@ -1,10 +1,11 @@
 //! The command line of `coffer keys`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 #[cfg(feature = "kubernetes")]
 use clap::ValueEnum;
 use clap::{Args, Subcommand};
+use jiff::{Span, SpanRelativeTo};
 
 use super::Where;
 #[cfg(feature = "kubernetes")]
@@ -36,6 +37,35 @@ pub enum Keys {
         #[arg(long)]
         json: bool,
     },
+    /// What a KMS does with a KEK by its own timer.
+    #[command(subcommand)]
+    Rotation(KeysRotation),
+}
+
+/// `coffer keys rotation …`
+#[derive(Debug, Subcommand)]
+pub enum KeysRotation {
+    /// Have the KMS rotate a provider's KEK by itself from now on; nothing else in Coffer switches that on.
+    Enable(EnableRotation),
+}
+
+/// Flags of `coffer keys rotation enable`.
+#[derive(Args, Clone, Debug)]
+pub struct EnableRotation {
+    /// The provider [default: the one of new volumes].
+    pub provider: Option<String>,
+    /// Providers and records.
+    #[command(flatten)]
+    pub place: Where,
+    /// Another KEK of the provider than the configured one, as its KMS names it.
+    #[arg(long, value_name = "KEK")]
+    pub key_id: Option<String>,
+    /// How often, such as 90d [default: where it is on, as often as now; else 365d].
+    #[arg(long, value_name = "DURATION", value_parser = period)]
+    pub period: Option<Duration>,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Flags of `coffer keys init`.
@@ -82,6 +112,13 @@ pub enum Only {
     ClusterKey,
     /// Authority and certificate: where a KMS holds the KEK.
     Certificates,
+}
+
+/// A length of time in days, weeks or hours. A month is of no one length.
+fn period(text: &str) -> Result<Duration, String> {
+    let length = text.parse::<Span>().and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()));
+    let period = length.ok().and_then(|length| Duration::try_from(length).ok()).filter(|period| !period.is_zero());
+    period.ok_or_else(|| "expected a length of time such as 90d, 13w or 2160h".to_owned())
 }
 
 /// A DNS label (RFC 1123, section 2.1), as names of namespaces are.
@@ -140,5 +177,16 @@ mod tests {
         refused(&["--kubernetes", "Coffer"], "1 to 63 of a-z");
         refused(&["--kubernetes", "n", "--service-name", "a_b"], "expected a host");
         refused(&["--kubernetes", "n", "--only", "keys"], "cluster-key");
+    }
+
+    #[test]
+    fn a_period_is_a_length_of_time_and_has_a_unit() {
+        let days = |count: u64| Ok(Duration::from_secs(count * 24 * 3600));
+        for (text, count) in [("90d", 90), ("13w", 91), ("2160h", 90), ("P90D", 90), ("90 days", 90), ("1d 24h", 2)] {
+            assert_eq!(period(text), days(count), "{text}");
+        }
+        for text in ["", "90", "0d", "-90d", "3mo", "1y", "often"] {
+            assert!(period(text).is_err(), "{text}");
+        }
     }
 }

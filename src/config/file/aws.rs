@@ -10,7 +10,10 @@ use crate::{
         source::Source,
         value::{Misfit, Plain, checked, endpoint, flag, text, word},
     },
-    key::access::{AwsAccess, AwsAuth, AwsRole},
+    key::{
+        access::{AwsAccess, AwsAuth},
+        record::AwsRole,
+    },
 };
 
 pub(super) const REGION: &str = "a region such as eu-central-1";
@@ -88,8 +91,13 @@ pub(super) fn access(section: &mut Section, service: Service, reading: &mut Read
     if auth == Some(AwsAuth::Chain) {
         check_chain(section, service, reading);
     }
-    let role = section.section("role", "role of AWS", reading).and_then(|section| role(section, reading));
-    Some(AwsAccess { region: region?, endpoint: own_endpoint, sts_endpoint, ca_file, auth: auth?, role })
+    let roles = role_in(section, reading).into_iter().collect();
+    Some(AwsAccess { region: region?, endpoint: own_endpoint, sts_endpoint, ca_file, auth: auth?, roles })
+}
+
+/// Reads the section `role`, where there is one.
+pub(super) fn role_in(section: &mut Section, reading: &mut Reading<'_>) -> Option<AwsRole> {
+    section.section("role", "role of AWS", reading).and_then(|section| role(section, reading))
 }
 
 /// Reads `insecureEndpoint`.

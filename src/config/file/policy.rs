@@ -1,9 +1,10 @@
-//! The policies: which provider, KEK and context a claim's key gets. What they mean is in [`crate::key::policy`].
+//! The policies: which provider, KEK, role and context a claim's key gets. What they mean is in [`crate::key::policy`].
 
 use crate::{
     config::{
         did_you_mean,
         file::{
+            aws::role_in,
             provider::{KEY_ID, ProviderConfig, Providers, key_id},
             reading::Reading,
             section::Section,
@@ -42,7 +43,9 @@ fn read_one(mut section: Section, providers: &Providers, reading: &mut Reading<'
     let provider = section.ask("provider", "the name of a provider").optional(reading, text);
     let key_is_given = section.has("keyId");
     let key = section.ask("keyId", "a key of that provider").optional(reading, text);
-    let added = section.ask("context", "keys and texts").optional(reading, context);
+    let role_is_given = section.has("role");
+    let role = role_in(&mut section, reading);
+    let added = section.ask("context", "keys and texts").optional(reading, context).unwrap_or_default();
     let mandatory = section.ask("mandatory", "true or false").or(false, reading, flag);
     let allow_override = section.ask("allowOverride", "true or false").or(false, reading, flag);
 
@@ -58,6 +61,18 @@ fn read_one(mut section: Section, providers: &Providers, reading: &mut Reading<'
     if let (Some(key), Some(config)) = (&key, config) {
         check_key(&section, key, config, reading);
     }
+    if role_is_given && provider.is_none() {
+        section.fault("role", "needs provider beside it: a role leads to the keys of one provider only", reading);
+    }
+    if let (true, Some(name), Some(config)) = (role_is_given, &provider, config)
+        && config.kind() != "aws-kms"
+    {
+        let what = format!("is a role of AWS, and provider {name} is of type {}; take role out", config.kind());
+        section.fault("role", &what, reading);
+    }
+    if !added.is_empty() {
+        check_context(&section, provider.as_deref(), providers, reading);
+    }
     if mandatory && provider.is_none() {
         section.fault("mandatory", "needs provider beside it: the only one that such keys may be of", reading);
     }
@@ -65,8 +80,23 @@ fn read_one(mut section: Section, providers: &Providers, reading: &mut Reading<'
         section.fault("allowOverride", "contradicts mandatory; take one of them out", reading);
     }
     section.finish(reading);
-    let (matches, context) = (matches.unwrap_or_default(), added.unwrap_or_default());
-    Rule { name, matches, provider, key_id: key, context, mandatory, allow_override }
+    let matches = matches.unwrap_or_default();
+    Rule { name, matches, provider, key_id: key, role, context: added, mandatory, allow_override }
+}
+
+/// Whether there is a key that a context can be bound to: of the rule's provider, or else of any that a class may name.
+fn check_context(section: &Section, provider: Option<&str>, providers: &Providers, reading: &mut Reading<'_>) {
+    let bound = "take it out (each key stays bound to its volume by Coffer itself)";
+    let takes = |name: &str| providers.by_name.get(name).is_none_or(ProviderConfig::takes_context);
+    match provider {
+        Some(name) if !takes(name) => {
+            section.fault("context", &format!("the keys of provider {name} take no context; {bound}"), reading);
+        }
+        None if !providers.names.is_empty() && !providers.names.iter().any(|name| takes(name)) => {
+            section.fault("context", &format!("no provider has keys that take a context; {bound}"), reading);
+        }
+        _ => {}
+    }
 }
 
 /// Whether a provider can have a key of that name.

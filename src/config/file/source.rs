@@ -8,7 +8,7 @@ use serde_json::Value;
 const SECRET: [&str; 5] =
     ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "BAO_TOKEN", "VAULT_TOKEN"];
 /// What the names of variables begin with that are looked at.
-const PREFIXES: [&str; 5] = ["AWS_", "AZURE_", "BAO_", "GOOGLE_", "VAULT_"];
+const PREFIXES: [&str; 6] = ["AWS_", "AZURE_", "BAO_", "GOOGLE_", "SSL_CERT_", "VAULT_"];
 
 /// The variables that can stand in for what a file leaves out. An empty one counts as not set.
 #[derive(Clone, Default, PartialEq, Eq)]

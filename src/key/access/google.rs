@@ -57,7 +57,9 @@ pub(crate) enum Cause {
     NotFound(String),
     /// It is there already; what was said.
     Exists(String),
-    /// A condition does not hold: one of ours, or one of the service's; what was said.
+    /// The condition that came with the request does not hold; what was said.
+    Condition(String),
+    /// A condition of the service's own does not hold, such as a constraint of the organisation; what was said.
     Precondition(String),
     /// The service finds fault with the request; what was said.
     Invalid(String),
@@ -84,6 +86,7 @@ impl Cause {
             (Some(403), _) | (_, Some(Code::PermissionDenied)) => Self::Denied(text),
             (Some(404), _) | (_, Some(Code::NotFound)) => Self::NotFound(text),
             (Some(409), _) | (_, Some(Code::AlreadyExists)) => Self::Exists(text),
+            (Some(412), _) if is_ours(&error) => Self::Condition(text),
             (Some(412), _) | (_, Some(Code::FailedPrecondition)) => Self::Precondition(text),
             (_, Some(Code::InvalidArgument)) => Self::Invalid(text),
             (Some(408 | 500..), _) => Self::NoAnswer(said(text)),
@@ -107,6 +110,19 @@ impl Cause {
             (None, None) => Self::NoAnswer(Arc::new(error)),
         }
     }
+}
+
+/// Whether a 412 of Cloud Storage is about the condition that came with the request: its documented reasons are
+/// `conditionNotMet`, and others for what an organisation or a bucket does not let be. An organisation's constraint was
+/// seen to come with the first one, too; its sentence says what it is.
+fn is_ours(error: &Error) -> bool {
+    let reason = |detail: &StatusDetails| match detail {
+        StatusDetails::ErrorInfo(info) => Some(info.reason == "conditionNotMet"),
+        _ => None,
+    };
+    error.status().is_some_and(|status| {
+        status.details.iter().find_map(reason) == Some(true) && !status.message.contains("constraint")
+    })
 }
 
 fn credentials_error(error: &Error) -> Option<&CredentialsError> {
@@ -290,6 +306,28 @@ mod tests {
         assert_eq!(check(account), "private_key is no PEM of a private key (PKCS #8)");
         let program = "{\"type\": \"external_account\", \"credential_source\": {\"executable\": {\"command\": \"x\"}}}";
         assert_eq!(check(program), "credential_source starts a program, which Coffer does not");
+    }
+
+    #[test]
+    fn only_a_condition_of_our_own_counts_as_one() {
+        let of = |reason: &str, message: &str| {
+            let errors = serde_json::json!([{"domain": "global", "reason": reason, "message": message}]);
+            let body = serde_json::json!({"error": {"code": 412, "message": message, "errors": errors}});
+            let status = Status::try_from(&bytes::Bytes::from(body.to_string())).expect("an error of the JSON API");
+            Cause::of(Error::service_with_http_metadata(status, Some(412), None))
+        };
+        let not_met = "At least one of the pre-conditions you specified did not hold.";
+        assert!(matches!(of("conditionNotMet", not_met), Cause::Condition(_)));
+        let constraint = "Request violates constraint 'constraints/gcp.restrictNonCmekServices'";
+        for reason in ["orgPolicyConstraintFailed", "conditionNotMet"] {
+            let told = of(reason, constraint);
+            assert!(matches!(&told, Cause::Precondition(text) if text.ends_with(constraint)), "{reason}");
+        }
+        for reason in ["softDeletePolicyNotSet", "objectNotSoftDeleted", ""] {
+            assert!(matches!(of(reason, "no"), Cause::Precondition(_)), "{reason}");
+        }
+        let bare = Error::http(412, Default::default(), bytes::Bytes::from_static(b"Precondition Failed"));
+        assert!(matches!(Cause::of(bare), Cause::Precondition(_)));
     }
 
     #[test]

@@ -12,6 +12,8 @@ use std::{net::IpAddr, path::PathBuf};
 
 use url::Url;
 
+use crate::key::record::AwsRole;
+
 /// Why there is no client: a file cannot be read, or does not hold what it should.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -37,8 +39,8 @@ pub struct AwsAccess {
     pub ca_file: Option<PathBuf>,
     /// Where credentials come from.
     pub auth: AwsAuth,
-    /// A role to assume with them.
-    pub role: Option<AwsRole>,
+    /// Roles to assume: the first with these credentials, each other one with those of the one before it.
+    pub roles: Vec<AwsRole>,
 }
 
 /// Where AWS credentials come from.
@@ -75,17 +77,6 @@ pub enum AwsAuth {
     Container,
     /// The instance metadata service, version 2.
     Imds,
-}
-
-/// A role to assume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AwsRole {
-    /// Its ARN.
-    pub arn: String,
-    /// What CloudTrail calls the session.
-    pub session_name: String,
-    /// What the role's owner asks for.
-    pub external_id: Option<String>,
 }
 
 /// How Azure is reached, and as whom.

@@ -9,7 +9,9 @@
 //! own AEAD, under the inner key that is wrapped here ([`crate::key::envelope`]). The KEK's id is the key's whole URL
 //! with its version, as the vault returns it.
 
-use std::fmt;
+mod rotation;
+
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use azure_core::{
@@ -34,7 +36,7 @@ use crate::{
         },
         binding::Binding,
         kms::{
-            Kek, KekState, Kms, KmsFailure, Rotation, Wrapped,
+            ByHand, Kek, KekState, Kms, KmsFailure, Periods, Rotation, Wrapped,
             settings::{self, VaultType},
         },
         record::KekMechanism,
@@ -101,8 +103,7 @@ impl Kms for AzureKeyVault {
         let key = answer.map_err(|error| self.vault.failure(GET, &self.vault.id(&target), error))?;
         let id = self.vault.returned(key.key.as_ref().and_then(|key| key.kid.as_deref()), &target)?;
         usable(&id, &key, self.mechanism, OffsetDateTime::now_utc())?;
-        // To read the rotation policy is a permission of its own, which wrapping does not need.
-        Ok(Kek { id, mechanism: self.mechanism, rotation: Rotation::Unknown })
+        Ok(Kek { id, mechanism: self.mechanism })
     }
 
     async fn wrap(
@@ -142,11 +143,27 @@ impl Kms for AzureKeyVault {
         // Whoever has the public key can wrap anything; what is no key of ours was not wrapped by us.
         InnerKey::take(bytes).map_err(|_| KmsFailure::Mismatch)
     }
+
+    fn rotation_periods(&self, kek: Option<&str>) -> Result<Periods, ByHand> {
+        let is_pinned = self.key_version.is_some() && kek.is_none_or(|kek| kek == self.key_name);
+        if is_pinned { Err(rotation::PINNED) } else { Ok(rotation::periods(self.vault.kind)) }
+    }
+
+    async fn rotation(&self, kek: Option<&str>, _: Deadline) -> Result<Rotation, KmsFailure> {
+        self.rotation_of(&self.target(kek)?).await
+    }
+
+    async fn rotate_every(&self, period: Duration, kek: Option<&str>, _: Deadline) -> Result<(), KmsFailure> {
+        self.rotate(&self.target(kek)?, period).await
+    }
 }
 
 const GET: &str = "keys/get";
 const WRAP: &str = "keys/wrapKey";
 const UNWRAP: &str = "keys/unwrapKey";
+/// Permissions of their own, which wrapping does not need.
+const GET_POLICY: &str = "keys/getrotationpolicy";
+const SET_POLICY: &str = "keys/setrotationpolicy";
 
 fn parameters(mechanism: KekMechanism, value: Vec<u8>) -> azure_core::Result<RequestContent<KeyOperationParameters>> {
     let algorithm = match mechanism {
@@ -250,9 +267,18 @@ impl Vault {
         if is("KeyOperationForbidden", "not permitted on this key") {
             return wrong_type(kek_id, said.to_string());
         }
+        let is_policy = matches!(action, GET_POLICY | SET_POLICY);
         let hint = match (said.code.as_str(), self.kind) {
             ("ForbiddenByFirewall" | "ForbiddenByConnection", _) => {
                 "the vault's network rules do not let this cluster in: allow its addresses, or make a private endpoint"
+            }
+            (_, VaultType::Vault) if is_policy => {
+                "a rotation policy is for the role Key Vault Crypto Officer, or, where the vault has access policies, for \
+                 getrotationpolicy and setrotationpolicy for keys; on this key alone, and only while it is needed"
+            }
+            (_, VaultType::ManagedHsm) if is_policy => {
+                "a rotation policy is for the HSM's local role Managed HSM Crypto User, on this key alone, and only while it \
+                 is needed"
             }
             (_, VaultType::Vault) => {
                 "give the identity the role Key Vault Crypto Service Encryption User, or, where the vault has access \

@@ -9,6 +9,11 @@
 //! when it has been sent, and what was received when it has been taken over; the SDK's own buffers (JSON, base64, TLS)
 //! are overwritten by the allocator when they are freed.
 
+mod place;
+mod rotation;
+
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use crc32c::crc32c;
@@ -27,11 +32,13 @@ use crate::{
             google::{Cause, Clients, NeverRetry},
         },
         binding::Binding,
-        kms::{Kek, KekState, Kms, KmsFailure, Rotation, Wrapped, settings},
+        kms::{ByHand, Kek, KekState, Kms, KmsFailure, Periods, Rotation, Wrapped, settings},
         record::KekMechanism,
     },
     secret::InnerKey,
 };
+
+use place::{Place, is_same_key, region_of};
 
 const SERVICE: &str = "https://cloudkms.googleapis.com";
 const VERSIONS: &str = "/cryptoKeyVersions/";
@@ -110,11 +117,7 @@ impl GcpKms {
         if found.name.is_empty() {
             return Err(self.garbled("a key without a name"));
         }
-        let rotation = match (&found.rotation_schedule, &found.next_rotation_time) {
-            (None, None) => Rotation::Off,
-            _ => Rotation::On,
-        };
-        Ok(Kek { id: usable_version(name, &found)?.name.clone(), mechanism: KekMechanism::Symmetric, rotation })
+        Ok(Kek { id: usable_version(name, &found)?.name.clone(), mechanism: KekMechanism::Symmetric })
     }
 
     /// Why a key was not encrypted with: its description knows it better than the refusal does.
@@ -158,7 +161,7 @@ impl GcpKms {
                 };
                 KmsFailure::NoSuchKek { kek_id, hint }
             }
-            Cause::Precondition(detail) => match state_told(&detail) {
+            Cause::Condition(detail) | Cause::Precondition(detail) => match state_told(&detail) {
                 Some(state) => KmsFailure::Unusable { kek_id, state, hint: hint_for(state, &detail) },
                 None => KmsFailure::Refused { action, kek_id, detail },
             },
@@ -243,43 +246,18 @@ impl Kms for GcpKms {
         }
         InnerKey::take(plaintext).map_err(|_| KmsFailure::Mismatch)
     }
-}
 
-/// Where a key lies.
-struct Place<'a> {
-    project: &'a str,
-    location: &'a str,
-    ring: &'a str,
-}
-
-impl<'a> Place<'a> {
-    /// None where this is not the whole name of a key, in characters that Cloud KMS has in names.
-    fn of(key_name: &'a str) -> Option<Self> {
-        let parts: Vec<_> = key_name.split('/').collect();
-        let ["projects", project, "locations", location, "keyRings", ring, "cryptoKeys", key] = parts[..] else {
-            return None;
-        };
-        let is_name = |name: &&str| {
-            let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-            !name.is_empty() && name.bytes().all(is_safe) && name.bytes().any(|byte| byte.is_ascii_alphanumeric())
-        };
-        let are_names = [project, location, ring, key].iter().all(is_name);
-        are_names.then_some(Self { project, location, ring })
+    fn rotation_periods(&self, _: Option<&str>) -> Result<Periods, ByHand> {
+        Ok(rotation::PERIODS)
     }
-}
 
-/// Whether two names are those of one key, whose project is named by its id or by its number.
-fn is_same_key(one: &str, other: &str) -> bool {
-    let place = |name: &str| name.splitn(3, '/').nth(2).map(str::to_owned);
-    Place::of(one).is_some() && place(one) == place(other)
-}
+    async fn rotation(&self, kek: Option<&str>, _: Deadline) -> Result<Rotation, KmsFailure> {
+        self.rotation_of(&self.key(kek)?).await
+    }
 
-/// The location that an endpoint is for, where it is for one only.
-fn region_of(endpoint: &str) -> Option<&str> {
-    let (_, host) = endpoint.split_once("://")?;
-    let host = host.split([':', '/']).next()?.strip_suffix(".googleapis.com")?;
-    let regional = host.strip_prefix("cloudkms.").and_then(|host| host.strip_suffix(".rep"));
-    regional.or_else(|| host.strip_suffix("-cloudkms")).filter(|region| !region.is_empty())
+    async fn rotate_every(&self, period: Duration, kek: Option<&str>, _: Deadline) -> Result<(), KmsFailure> {
+        self.rotate(&self.key(kek)?, period).await
+    }
 }
 
 /// The version that a key encrypts with.
@@ -382,12 +360,5 @@ mod tests {
         assert_eq!(told("DESTROY_SCHEDULED"), Some(KekState::PendingDeletion));
         assert_eq!(told("DESTROYED"), Some(KekState::NoMaterial));
         assert_eq!(state_told("something else"), None);
-    }
-
-    #[test]
-    fn a_project_may_be_answered_by_its_number() {
-        assert!(is_same_key("projects/17/locations/europe-west3/keyRings/r/cryptoKeys/k", KEY));
-        assert!(!is_same_key("projects/p/locations/europe-west3/keyRings/r/cryptoKeys/l", KEY));
-        assert!(!is_same_key("", KEY));
     }
 }

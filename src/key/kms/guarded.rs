@@ -34,7 +34,7 @@ use crate::{
         binding::{Binding, Fields},
         calls::{Calls, Transient},
         kms::{
-            Kek, Kms, KmsFailure, Wrapped,
+            ByHand, Kek, Kms, KmsFailure, Periods, Rotation, Wrapped,
             settings::{CacheSettings, Common, Validate},
         },
         service::Refusal,
@@ -249,6 +249,20 @@ impl Kms for Guarded {
 
     async fn ensure(&self, kek: &str, deadline: Deadline) -> Result<(), KmsFailure> {
         self.calls.make(deadline, |deadline| self.counted("ensure", self.kms.ensure(kek, deadline))).await
+    }
+
+    // Only verbs ask what comes from here, and a verb serves no metrics.
+
+    fn rotation_periods(&self, kek: Option<&str>) -> Result<Periods, ByHand> {
+        self.kms.rotation_periods(kek)
+    }
+
+    async fn rotation(&self, kek: Option<&str>, deadline: Deadline) -> Result<Rotation, KmsFailure> {
+        self.calls.make(deadline, |deadline| self.kms.rotation(kek, deadline)).await
+    }
+
+    async fn rotate_every(&self, period: Duration, kek: Option<&str>, deadline: Deadline) -> Result<(), KmsFailure> {
+        self.calls.make(deadline, |deadline| self.kms.rotate_every(period, kek, deadline)).await
     }
 }
 

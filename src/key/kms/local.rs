@@ -16,7 +16,7 @@ use crate::{
         binding::{Binding, Fields},
         envelope::{self, NONCE_BYTES},
         keyfile::{self, KeyFileFault},
-        kms::{Kek, Kms, KmsFailure, Rotation, Wrapped},
+        kms::{Kek, Kms, KmsFailure, Wrapped},
         record::KekMechanism,
     },
     secret::{InnerKey, KEY_BYTES, LocalKek},
@@ -94,7 +94,7 @@ impl Local {
 impl Kms for Local {
     async fn describe(&self, kek: Option<&str>, _: Deadline) -> Result<Kek, KmsFailure> {
         self.expect_own(kek)?;
-        Ok(Kek { id: self.kek_id.clone(), mechanism: KekMechanism::Symmetric, rotation: Rotation::Off })
+        Ok(Kek { id: self.kek_id.clone(), mechanism: KekMechanism::Symmetric })
     }
 
     async fn wrap(

@@ -3,6 +3,7 @@
 pub mod failure;
 pub mod guarded;
 pub mod local;
+pub mod rotation;
 pub mod settings;
 
 #[cfg(feature = "aws-kms")]
@@ -18,7 +19,7 @@ pub mod kes;
 #[cfg(feature = "transit")]
 pub mod transit;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -29,6 +30,7 @@ use crate::{
 };
 
 pub use failure::{KekState, KmsFailure};
+pub use rotation::{ByHand, Periods, Rotation};
 
 /// An inner key as a KMS wrapped it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,19 +50,6 @@ pub struct Kek {
     pub id: String,
     /// How it wraps.
     pub mechanism: KekMechanism,
-    /// Whether the KMS rotates it by itself.
-    pub rotation: Rotation,
-}
-
-/// Whether a KMS rotates a KEK by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rotation {
-    /// It does.
-    On,
-    /// It does not.
-    Off,
-    /// It cannot, or Coffer may not ask.
-    Unknown,
 }
 
 /// Everything a provider of one of the types is configured with.
@@ -186,6 +175,40 @@ pub trait Kms: Send + Sync {
             action: "create a key",
             kek_id: kek.to_owned(),
             detail: "this type of provider makes no keys".to_owned(),
+        })
+    }
+
+    /// How often it can be asked to rotate a KEK by itself. Nobody is asked for the answer.
+    ///
+    /// # Errors
+    /// It rotates that KEK only by hand.
+    fn rotation_periods(&self, kek: Option<&str>) -> Result<Periods, ByHand> {
+        let _ = kek;
+        Err(ByHand(
+            "its KMS has no timer: make another KEK, let a second provider name it, make that one the default, and run \
+             coffer rewrap --from OLD --to NEW",
+        ))
+    }
+
+    /// Whether it rotates a KEK by itself. To know that may take a permission that nothing else does.
+    ///
+    /// # Errors
+    /// The KMS cannot be asked, or refuses.
+    async fn rotation(&self, kek: Option<&str>, deadline: Deadline) -> Result<Rotation, KmsFailure> {
+        let _ = (kek, deadline);
+        Ok(Rotation::Off)
+    }
+
+    /// Has it rotate a KEK by itself from now on, so often. It may be asked so again.
+    ///
+    /// # Errors
+    /// The KMS cannot be asked, or refuses.
+    async fn rotate_every(&self, period: Duration, kek: Option<&str>, deadline: Deadline) -> Result<(), KmsFailure> {
+        let _ = (period, deadline);
+        Err(KmsFailure::Refused {
+            action: "rotate by itself",
+            kek_id: kek.unwrap_or("of the provider").to_owned(),
+            detail: "this type of provider has no timer".to_owned(),
         })
     }
 }

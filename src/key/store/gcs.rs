@@ -127,7 +127,8 @@ impl Gcs {
             .await;
         let put = match written.map_err(|error| self.clients.cause(error)) {
             Ok(_) => Put::Written,
-            Err(Cause::Precondition(_)) => Put::Refused,
+            // Any other 412 is no race that somebody else won.
+            Err(Cause::Condition(_)) => Put::Refused,
             Err(cause) => return Err(self.failure(if over.is_none() { CREATE } else { REPLACE }, cause)),
         };
         self.see();
@@ -143,9 +144,11 @@ impl Gcs {
             Cause::Unauthenticated(source) => StoreFailure::Unauthenticated { place, source },
             Cause::Denied(detail) => StoreFailure::Denied { action, place, detail },
             Cause::NotFound(_) => StoreFailure::NoBucket { place },
-            Cause::Exists(detail) | Cause::Precondition(detail) | Cause::Invalid(detail) | Cause::Other(detail) => {
-                StoreFailure::Refused { action, place, detail }
-            }
+            Cause::Exists(detail)
+            | Cause::Condition(detail)
+            | Cause::Precondition(detail)
+            | Cause::Invalid(detail)
+            | Cause::Other(detail) => StoreFailure::Refused { action, place, detail },
         }
     }
 }

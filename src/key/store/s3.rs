@@ -218,7 +218,7 @@ mod tests {
                 sts_endpoint: None,
                 ca_file: None,
                 auth: AwsAuth::Static { access_key_id_file, secret_access_key_file, session_token_file: None },
-                role: None,
+                roles: Vec::new(),
             },
         };
         S3::open(settings).await.expect("the settings are right")

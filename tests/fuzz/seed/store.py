@@ -7,7 +7,7 @@ from seed import VECTORS
 
 
 def record():
-    kinds = ("derived", "wrapped", "destroyed")
+    kinds = ("derived", "wrapped", "role", "destroyed")
     golden = {kind: (VECTORS / "records" / f"golden-{kind}.json").read_text() for kind in kinds}
 
     def changed(change, name="derived"):
@@ -20,6 +20,9 @@ def record():
 
     def parameters(**more):
         return changed(lambda tree: tree["parameters"].update(more))
+
+    def role(**more):
+        return changed(lambda tree: tree["key"]["role"].update(more), "role")
 
     prepared = {"state": "prepared", "formatAttempt": 0, "headerMac": None}
     constellation = {"type": "derived", "mechanism": "constellation-v1", "clusterKeyVersion": 0, "salt": ""}
@@ -59,6 +62,9 @@ def record():
         "bad-mkfs-options.json": parameters(mkfsOptions=["-d", "/etc"]),
         "bad-no-mkfs-options.json": parameters(mkfsOptions=[]),
         "bad-time.json": with_(createdAt="2026-11-21T12:57:36+01:00"),
+        "bad-role.json": role(more=1),
+        "bad-role-id.json": role(externalId=None),
+        "bad-no-role.json": changed(lambda tree: tree["key"].update(role=None), "wrapped"),
         "bad-deep.json": "[" * 200,
     }
 

@@ -1,17 +1,17 @@
 //! A key service with a provider on a server, and a store in memory.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, Result, bail, ensure};
 use coffer::key::{
-    record::{Base64, KekMechanism, Record, State, StoredKey},
-    service::{KeyFailure, KeyService, Refusal},
+    record::{AwsRole, Base64, KekMechanism, Record, State, StoredKey},
+    service::{KeyFailure, KeyService, NewKey, Refusal},
     store::{DekStore, memory::Memory},
 };
 use libtest_mimic::Trial;
 use serde_json::Value;
 use testbed::{
-    cloud::Weather,
+    cloud::{Variant, Weather},
     conformance::{soon, store::new_key, told},
     tap::until,
 };
@@ -33,11 +33,16 @@ pub(super) fn trials() -> Vec<Trial> {
         kms_trials(&servers, "may_go_away_and_come_back", away),
         kms_trials(&servers, "may_die_between_wrap_and_unwrap", dies_at_work),
         kms_trials(&servers, "unwraps_once_for_a_thousand_gets_of_a_hundred_volumes", a_thousand_gets),
+        kms_trials(&WITHOUT_CONTEXT, "makes_no_key_with_a_context_that_its_kek_does_not_take", context_not_taken),
     ]
     .into_iter()
     .flatten()
     .collect()
 }
+
+/// Those that have a KEK which takes no context.
+const WITHOUT_CONTEXT: [KmsServer; 4] =
+    [KmsServer::OpenBao, KmsServer::Moto, KmsServer::KeyVault, KmsServer::ManagedHsm];
 
 fn memory() -> Arc<dyn DekStore> {
     Arc::new(Memory::default())
@@ -45,7 +50,8 @@ fn memory() -> Arc<dyn DekStore> {
 
 async fn whole_life(house: House) -> Result<()> {
     let (config, store) = (house.good().await?, memory());
-    life(async || anyhow::Ok(house.open(&config).await?.service(no_cache(), store.clone())), &store).await?;
+    let new = |volume_id: &str| house.new_key(volume_id);
+    life(async || anyhow::Ok(house.open(&config).await?.service(no_cache(), store.clone())), new, &store).await?;
     house.notes.shown("keys made, released, destroyed and made again, also after a restart");
     Ok(())
 }
@@ -54,7 +60,7 @@ async fn whole_life(house: House) -> Result<()> {
 async fn tampered(house: House) -> Result<()> {
     let (store, volume) = (memory(), id("vol-1"));
     let service = house.open(&house.good().await?).await?.service(no_cache(), store.clone());
-    service.create(new_key("vol-1"), soon()).await?;
+    service.create(house.new_key("vol-1"), soon()).await?;
     let whole = store.get(&volume, soon()).await?.context("a record")?.record;
     for (what, changed) in changes(&whole)? {
         ensure!(changed != whole, "{what} was not changed");
@@ -80,7 +86,7 @@ async fn swap(store: &dyn DekStore, record: &Record) -> Result<()> {
 }
 
 fn changes(whole: &Record) -> Result<Vec<(&'static str, Record)>> {
-    let Some(StoredKey::Wrapped { mechanism, kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key }) =
+    let Some(StoredKey::Wrapped { mechanism, kek_id, kek_mechanism, role, nonce, wrapped_dek, wrapped_inner_key }) =
         whole.key.clone()
     else {
         bail!("a KMS wraps: {:?}", whole.key)
@@ -90,6 +96,7 @@ fn changes(whole: &Record) -> Result<Vec<(&'static str, Record)>> {
             mechanism,
             kek_id: kek_id.to_owned(),
             kek_mechanism,
+            role: role.clone(),
             nonce: nonce.clone(),
             wrapped_dek: dek.clone(),
             wrapped_inner_key: inner.clone(),
@@ -105,6 +112,11 @@ fn changes(whole: &Record) -> Result<Vec<(&'static str, Record)>> {
         KekMechanism::Symmetric => KekMechanism::RsaOaep256,
         KekMechanism::RsaOaep256 | KekMechanism::AesKeyWrap256 => KekMechanism::Symmetric,
     };
+    let in_role = AwsRole {
+        arn: "arn:aws:iam::111122223333:role/another".to_owned(),
+        session_name: "coffer".to_owned(),
+        external_id: None,
+    };
     let (last_dek, last_inner) = (wrapped_dek.as_bytes().len() - 1, wrapped_inner_key.as_bytes().len() - 1);
     let (dek, inner) = (&wrapped_dek, &wrapped_inner_key);
     let renamed = format!("{kek_id}9");
@@ -116,9 +128,10 @@ fn changes(whole: &Record) -> Result<Vec<(&'static str, Record)>> {
         ("first of the DEK", key(&kek_id, kek_mechanism, &nonce, &flipped(dek, 0), inner)),
         ("last of the DEK", key(&kek_id, kek_mechanism, &nonce, &flipped(dek, last_dek), inner)),
         ("last of the inner key", key(&kek_id, kek_mechanism, &nonce, dek, &flipped(inner, last_inner))),
+        ("role", Record { key: whole.key.clone().map(|key| key.in_role(Some(in_role))), ..whole.clone() }),
         ("generation", Record { generation: 2, ..whole.clone() }),
         ("LUKS UUID", Record { luks_uuid: Uuid::from_u128(5), ..whole.clone() }),
-        ("context", Record { context: Default::default(), ..whole.clone() }),
+        ("context", Record { context: [("team".to_owned(), "red".to_owned())].into(), ..whole.clone() }),
         ("node", Record { node: Some("n2".to_owned()), ..whole.clone() }),
         ("tenant", Record { tenant: Some("another".to_owned()), ..whole.clone() }),
         ("StorageClass", Record { storage_class: Some("another".to_owned()), ..whole.clone() }),
@@ -134,7 +147,7 @@ async fn away(house: House) -> Result<()> {
     let plain = provider.service(no_cache(), store.clone());
     let patient = house.open(&config).await?.service(offline_cache(), store.clone());
     for name in ["used", "unused"] {
-        plain.create(new_key(name), soon()).await.context("create")?;
+        plain.create(house.new_key(name), soon()).await.context("create")?;
     }
     let used = patient.get(&id("used"), soon()).await.context("get")?;
 
@@ -143,7 +156,7 @@ async fn away(house: House) -> Result<()> {
         house.notes.not_shown("a server that ends and starts again (it forgets its keys; its answers are cut off)");
         house.bed.forecast().always(Some(Weather::Reset));
     }
-    let created = plain.create(new_key("new"), soon()).await;
+    let created = plain.create(house.new_key("new"), soon()).await;
     expect_away(created.err().context("a key was made without the KMS")?, &config)?;
     ensure!(store.get(&id("new"), soon()).await?.is_none(), "something is stored of a key that was not made");
     let got = plain.get(&id("used"), soon()).await;
@@ -161,7 +174,7 @@ async fn away(house: House) -> Result<()> {
         house.bed.forecast().always(None);
     }
     until("the KMS to be back", async || Ok(plain.get(&id("used"), soon()).await.is_ok())).await?;
-    plain.create(new_key("new"), soon()).await.context("create when the KMS is back")?;
+    plain.create(house.new_key("new"), soon()).await.context("create when the KMS is back")?;
     let back = plain.get(&id("used"), soon()).await.context("get when the KMS is back")?;
     ensure!(back.dek.expose_secret() == used.dek.expose_secret(), "another key came back");
     plain.get(&id("new"), soon()).await.context("get the new key")?;
@@ -193,14 +206,14 @@ async fn dies_at_work(house: House) -> Result<()> {
     provider.kms.describe(None, soon()).await?;
     forecast.forget();
     let dies = Arc::new(DiesAfterWrap { kms: provider.kms.clone(), forecast: forecast.clone() });
-    let created = provider.service_with(dies, no_cache(), store.clone()).create(new_key("vol-1"), soon()).await;
+    let created = provider.service_with(dies, no_cache(), store.clone()).create(house.new_key("vol-1"), soon()).await;
     forecast.always(None);
     let failure = created.err().context("a key was made that nobody saw open")?;
     ensure!(failure.refusal() == Refusal::Unavailable, "{:?}: {}", failure.refusal(), told(&failure));
     ensure!(forecast.requests().len() >= 2, "it died before it wrapped: {:?}", forecast.requests());
     ensure!(store.get(&id("vol-1"), soon()).await?.is_none(), "a key is stored that nobody saw open");
     let service = provider.service(no_cache(), store.clone());
-    service.create(new_key("vol-1"), soon()).await.context("the retry")?;
+    service.create(house.new_key("vol-1"), soon()).await.context("the retry")?;
     service.get(&id("vol-1"), soon()).await.context("get after the retry")?;
     house.notes.shown("a KMS that dies between wrap and unwrap leaves nothing");
     Ok(())
@@ -211,7 +224,7 @@ async fn a_thousand_gets(house: House) -> Result<()> {
     let (store, provider) = (memory(), house.open(&house.good().await?).await?);
     let service = Arc::new(provider.service(long_cache(), store));
     for number in 0..VOLUMES {
-        service.create(new_key(&format!("vol-{number}")), soon()).await.context("create")?;
+        service.create(house.new_key(&format!("vol-{number}")), soon()).await.context("create")?;
     }
     house.bed.forecast().forget();
     let mut getters = JoinSet::new();
@@ -238,5 +251,32 @@ async fn a_thousand_gets(house: House) -> Result<()> {
     let unwraps = requests.iter().filter(|request| is_unwrap(request)).count();
     ensure!(unwraps == VOLUMES, "1,000 gets are {unwraps} unwraps of {} requests", requests.len());
     house.notes.shown("1,000 gets of 100 volumes are 100 unwraps");
+    Ok(())
+}
+
+/// The server of an RSA or AES Key Wrap KEK never asks for the context again: a volume that wants one gets no such key.
+async fn context_not_taken(house: House) -> Result<()> {
+    let rsa = house.bed.config(Variant::Rsa).await?;
+    let keks = [("the good KEK", Some(house.good().await?)), ("an RSA KEK", rsa)];
+    let mut refused = 0;
+    for (what, config) in keks {
+        let Some(config) = config else { continue };
+        let (store, provider) = (memory(), house.open(&config).await?);
+        if provider.kms.describe(None, soon()).await?.mechanism.takes_context() {
+            continue;
+        }
+        let service = provider.service(no_cache(), store.clone());
+        let failure =
+            service.create(new_key("vol-1"), soon()).await.err().with_context(|| format!("{what} took it"))?;
+        let text = told(&failure);
+        ensure!(failure.refusal() == Refusal::State, "{what}: {:?}: {text}", failure.refusal());
+        ensure!(text.contains("takes no context") && text.contains("(team)"), "{what}: {text}");
+        ensure!(store.get(&id("vol-1"), soon()).await?.is_none(), "{what}: something is stored");
+        service.create(NewKey { context: BTreeMap::new(), ..new_key("vol-1") }, soon()).await.context(what)?;
+        service.get(&id("vol-1"), soon()).await.context(what)?;
+        refused += 1;
+    }
+    ensure!(refused > 0, "it has no KEK that takes no context");
+    house.notes.shown("a context that the KEK does not take is refused");
     Ok(())
 }

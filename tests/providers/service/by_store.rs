@@ -49,7 +49,7 @@ fn on_store(store: Arc<dyn DekStore>) -> impl KeyService {
 
 async fn whole_life(shelf: Shelf) -> Result<()> {
     let place = shelf.good().await?;
-    life(async || anyhow::Ok(on_store(place.records())), &place.records()).await?;
+    life(async || anyhow::Ok(on_store(place.records())), new_key, &place.records()).await?;
     shelf.notes.shown("keys made, released, destroyed and made again, also after a restart");
     Ok(())
 }

@@ -14,7 +14,7 @@ use coffer::{
         binding::Binding,
         kms::{Kek, Kms, KmsFailure, Wrapped},
         record::State,
-        service::{KeyFailure, KeyService},
+        service::{KeyFailure, KeyService, NewKey},
         store::DekStore,
     },
     secret::InnerKey,
@@ -23,7 +23,7 @@ use coffer::{
 use libtest_mimic::Trial;
 use testbed::{
     cloud::{Forecast, Weather},
-    conformance::{soon, store::new_key},
+    conformance::soon,
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -34,14 +34,18 @@ fn id(text: &str) -> VolumeId {
     text.parse().expect("a volume id")
 }
 
-/// The life of a key. `start` gives a key service as a process that was just started has it.
-async fn life<S: KeyService>(start: impl AsyncFn() -> Result<S>, store: &Arc<dyn DekStore>) -> Result<()> {
+/// The life of a key. `start` gives a key service as a process that was just started has it; `new` is what is asked for.
+async fn life<S: KeyService>(
+    start: impl AsyncFn() -> Result<S>,
+    new: impl Fn(&str) -> NewKey,
+    store: &Arc<dyn DekStore>,
+) -> Result<()> {
     let (volume, service) = (id("vol-1"), start().await?);
     let missing = service.get(&volume, soon()).await;
     ensure!(matches!(missing, Err(KeyFailure::Missing(_))), "{missing:?}");
-    let made = service.create(new_key("vol-1"), soon()).await.context("create")?;
+    let made = service.create(new("vol-1"), soon()).await.context("create")?;
     ensure!((made.state, made.generation) == (State::Prepared, 1), "{made:?}");
-    ensure!(service.create(new_key("vol-1"), soon()).await.context("create again")? == made, "it was made twice");
+    ensure!(service.create(new("vol-1"), soon()).await.context("create again")? == made, "it was made twice");
     let first = service.get(&volume, soon()).await.context("get")?;
     ensure!(first.info == made, "{:?}", first.info);
 
@@ -49,7 +53,7 @@ async fn life<S: KeyService>(start: impl AsyncFn() -> Result<S>, store: &Arc<dyn
     let again = restarted.get(&volume, soon()).await.context("get after a restart")?;
     ensure!(again.info == made, "{:?}", again.info);
     ensure!(again.dek.expose_secret() == first.dek.expose_secret(), "a restart gives another key");
-    ensure!(restarted.create(new_key("vol-1"), soon()).await.context("create after a restart")? == made, "made twice");
+    ensure!(restarted.create(new("vol-1"), soon()).await.context("create after a restart")? == made, "made twice");
     let formatting = restarted.begin_format(&volume, 1, soon()).await.context("begin to format")?;
     ensure!((formatting.state, formatting.format_attempt) == (State::Formatting, 1), "{formatting:?}");
     let after = service.get(&volume, soon()).await.context("get while it is formatted")?;
@@ -60,10 +64,10 @@ async fn life<S: KeyService>(start: impl AsyncFn() -> Result<S>, store: &Arc<dyn
     ensure!(matches!(gone, Err(KeyFailure::Destroyed(_))), "{gone:?}");
     let tombstone = store.get(&volume, soon()).await?.context("a tombstone")?.record;
     ensure!(tombstone.state == State::Destroyed && tombstone.key.is_none(), "{tombstone:?}");
-    let second = restarted.create(new_key("vol-1"), soon()).await.context("create after it was destroyed")?;
+    let second = restarted.create(new("vol-1"), soon()).await.context("create after it was destroyed")?;
     ensure!((second.state, second.generation) == (State::Prepared, 2), "{second:?}");
-    let new = service.get(&volume, soon()).await.context("get the second key")?;
-    ensure!(new.dek.expose_secret() != first.dek.expose_secret(), "the destroyed key came back");
+    let other = service.get(&volume, soon()).await.context("get the second key")?;
+    ensure!(other.dek.expose_secret() != first.dek.expose_secret(), "the destroyed key came back");
     Ok(())
 }
 

@@ -173,7 +173,7 @@ async fn given_by_moto() -> Result<()> {
 }
 
 /// A bed's good configuration with an STS of its own, whose authority is in a mounted file.
-async fn with_sts(folder: &Path, bed: &MotoKms) -> Result<(Sts, Mounted, Value)> {
+pub(super) async fn with_sts(folder: &Path, bed: &MotoKms) -> Result<(Sts, Mounted, Value)> {
     let sts = Sts::start(folder).await?;
     let ca = fs::read_to_string(sts.ca_file())?;
     let authorities = Mounted::at(folder.join("authorities"), &[("ca.crt", ca.as_str())])?;
@@ -186,7 +186,7 @@ async fn with_sts(folder: &Path, bed: &MotoKms) -> Result<(Sts, Mounted, Value)>
 }
 
 /// What STS was asked for last.
-fn last_asked(sts: &Sts, expected: &[(&str, &str)]) -> Result<()> {
+pub(super) fn last_asked(sts: &Sts, expected: &[(&str, &str)]) -> Result<()> {
     let asked = sts.asked().pop().context("STS was not asked")?;
     for (field, value) in expected {
         ensure!(asked.get(*field).map(String::as_str) == Some(*value), "{field} is not {value}: {asked:?}");

@@ -5,8 +5,9 @@ mod aws;
 mod azure;
 mod kes;
 mod mounted;
-mod program;
+pub(crate) mod program;
 mod scopes;
+mod tenants;
 mod transit;
 
 use std::path::Path;
@@ -30,10 +31,9 @@ use crate::{
 };
 
 pub(crate) fn trials() -> Vec<Trial> {
-    [aws::trials(), scopes::trials(), azure::trials(), transit::trials(), kes::trials(), program::trials()]
-        .into_iter()
-        .flatten()
-        .collect()
+    let of_aws = [aws::trials(), scopes::trials(), tenants::trials()];
+    let others = [azure::trials(), transit::trials(), kes::trials(), program::trials()];
+    of_aws.into_iter().chain(others).flatten().collect()
 }
 
 fn notes(bed: &impl KmsBed) -> Notes {
@@ -50,7 +50,7 @@ fn records(folder: &Path) -> Value {
 }
 
 /// A provider as it is configured, without anything around it.
-async fn open(folder: &Path, config: &Value) -> Result<Configured> {
+pub(crate) async fn open(folder: &Path, config: &Value) -> Result<Configured> {
     let mut file = read_config(folder, config, &records(folder))?;
     let Some(ProviderConfig::Kms(provider)) = file.providers.remove(NAME) else {
         bail!("it was not read as a KMS: {config}")

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Output, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -32,7 +32,7 @@ pub(super) fn trials() -> Vec<Trial> {
 }
 
 /// Writes a whole configuration file with this provider, and makes the folder of its records.
-pub(super) fn config_file(folder: &Path, provider: &Value) -> Result<PathBuf> {
+pub(crate) fn config_file(folder: &Path, provider: &Value) -> Result<PathBuf> {
     fs::create_dir_all(folder.join("records"))?;
     let path = folder.join("keyservice.yaml");
     let config = json!({
@@ -46,13 +46,18 @@ pub(super) fn config_file(folder: &Path, provider: &Value) -> Result<PathBuf> {
 }
 
 /// What the program prints, in an environment of these variables alone.
-pub(super) async fn coffer(words: &[&str], variables: &[(&str, &str)]) -> Result<String> {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_coffer"));
-    command.args(words).env_clear().envs(variables.iter().copied()).stdin(Stdio::null());
-    let output = command.output().await.context("run coffer")?;
+pub(crate) async fn coffer(words: &[&str], variables: &[(&str, &str)]) -> Result<String> {
+    let output = ended(words, variables).await?;
     let told = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "coffer {words:?}: {}: {told}", output.status);
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The same, however it ends.
+pub(crate) async fn ended(words: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_coffer"));
+    command.args(words).env_clear().envs(variables.iter().copied()).stdin(Stdio::null());
+    command.output().await.context("run coffer")
 }
 
 async fn rewrap() -> Result<()> {

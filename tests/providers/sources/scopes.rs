@@ -44,7 +44,7 @@ pub(super) fn trials() -> Vec<Trial> {
 }
 
 /// The good configuration with a KEK for each of a scope.
-fn scoped(good: &Value, scope: &str) -> Result<Value> {
+pub(super) fn scoped(good: &Value, scope: &str) -> Result<Value> {
     let mut scoped = good.clone();
     scoped.as_object_mut().context("keys and values")?.remove("keyId");
     scoped["keyScope"] = scope.into();
@@ -62,7 +62,7 @@ async fn opened(folder: &Path, config: &Value) -> Result<Embedded> {
 }
 
 /// A volume of a namespace.
-fn of(namespace: &str, volume_id: &str) -> NewKey {
+pub(super) fn of(namespace: &str, volume_id: &str) -> NewKey {
     NewKey { tenant: Some(namespace.to_owned()), ..new_key(volume_id) }
 }
 
@@ -76,19 +76,19 @@ fn alias(whose: &str) -> String {
 }
 
 /// Makes a key, and says the KEK that it is under.
-async fn made(service: &Embedded, new: NewKey) -> Result<String> {
+pub(super) async fn made(service: &Embedded, new: NewKey) -> Result<String> {
     let volume_id = new.volume_id.clone();
     let info = service.create(new, soon()).await.with_context(|| format!("create {volume_id}"))?;
     Ok(info.kek_id)
 }
 
-async fn opens(service: &Embedded, volume_id: &str) -> Result<()> {
+pub(super) async fn opens(service: &Embedded, volume_id: &str) -> Result<()> {
     let volume_id = volume_id.parse().expect("a volume id");
     service.get(&volume_id, soon()).await.map(drop).with_context(|| format!("open {volume_id}"))
 }
 
 /// The names of the KEKs that Coffer made.
-fn ours(aliases: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+pub(super) fn ours(aliases: impl IntoIterator<Item = String>) -> BTreeSet<String> {
     aliases.into_iter().filter(|alias| alias.starts_with("alias/fleet-")).collect()
 }
 
@@ -118,8 +118,10 @@ async fn namespaces() -> Result<()> {
     ensure!(third == blue, "a restart makes another KEK: {third}");
 
     let failure = service.create(new_key("vol-5"), soon()).await.err().context("a key for no namespace")?;
-    ensure!(failure.refusal() == Refusal::Invalid, "{:?}: {}", failure.refusal(), told(&failure));
-    ensure!(matches!(failure, KeyFailure::Invalid(_)) && told(&failure).contains("namespace"), "{}", told(&failure));
+    ensure!(failure.refusal() == Refusal::State, "{:?}: {}", failure.refusal(), told(&failure));
+    let expected = "provider main has a key for each namespace, and the namespace of volume vol-5 is not known; run \
+                    external-provisioner with --extra-create-metadata, which passes it on";
+    ensure!(matches!(failure, KeyFailure::Forbidden(_)) && told(&failure) == expected, "{}", told(&failure));
     ensure!(ours(bed.aliases().await?.into_keys()).len() == 2, "something was made for no namespace");
     notes(&bed).shown("a KEK for each namespace, with its tags");
     Ok(())
@@ -209,7 +211,8 @@ async fn classes() -> Result<()> {
         opens(&restarted, volume).await?;
     }
     let failure = service.create(of("team-blue", "vol-4"), soon()).await.err().context("a key for no class")?;
-    ensure!(failure.refusal() == Refusal::Invalid && told(&failure).contains("StorageClass"), "{}", told(&failure));
+    ensure!(failure.refusal() == Refusal::State && told(&failure).contains("StorageClass"), "{}", told(&failure));
+    ensure!(told(&failure).contains("name the class in its own parameter storageClass"), "{}", told(&failure));
     notes(&bed).shown("a KEK for each StorageClass");
     Ok(())
 }

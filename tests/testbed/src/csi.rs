@@ -1,7 +1,7 @@
 //! A CSI client: requests as a container orchestrator sends them, with everything filled in that a test does not care
 //! about.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use coffer::proto::csi::{
     CapacityRange, ControllerExpandVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, NodeExpandVolumeRequest,
@@ -15,10 +15,13 @@ use coffer::proto::csi::{
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::{
-    Status,
+    Code, Request, Status,
     transport::{Channel, Endpoint, Uri},
 };
 use tower::service_fn;
+
+/// How long a caller waits who is to be told of something that is away.
+const LITTLE_TIME: Duration = Duration::from_secs(2);
 
 /// A connection to a CSI socket.
 #[derive(Clone, Debug)]
@@ -96,6 +99,12 @@ pub fn publish(
     }
 }
 
+/// Whether a request failed because its time was over. The client's own clock may be first to say so.
+#[must_use]
+pub fn ran_out(status: &Status) -> bool {
+    matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled)
+}
+
 impl Csi {
     /// A connection to a socket, made when it is needed.
     #[must_use]
@@ -153,6 +162,35 @@ impl Csi {
     /// What the driver answers.
     pub async fn stage_filesystem(&self, volume: &Volume, path: &Path) -> Result<(), Status> {
         self.stage(volume, path, filesystem("", Mode::SingleNodeWriter)).await
+    }
+
+    /// As [`Self::stage_filesystem`], by a caller who waits for so long.
+    ///
+    /// # Errors
+    /// What the driver answers; where it does not in time, what [`ran_out`] is for.
+    pub async fn stage_within(&self, volume: &Volume, path: &Path, time: Duration) -> Result<(), Status> {
+        let mut request = Request::new(stage(volume, path, filesystem("", Mode::SingleNodeWriter)));
+        request.set_timeout(time);
+        self.node.clone().node_stage_volume(request).await.map(drop)
+    }
+
+    /// What a driver says of a stage for which its key service is away. It asks for a key again and again, for as long as
+    /// its caller waits or 6 s; so this one waits for less. Where his time is over before he was told why, he comes again.
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub async fn stage_without_keys(&self, volume: &Volume, path: &Path) -> Result<(), Status> {
+        let mut answer = self.stage_within(volume, path, LITTLE_TIME).await;
+        for _ in 0..5 {
+            match &answer {
+                Err(status) if ran_out(status) || status.code() == Code::Aborted => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    answer = self.stage_within(volume, path, LITTLE_TIME).await;
+                }
+                _ => break,
+            }
+        }
+        answer
     }
 
     /// NodeUnstageVolume.

@@ -132,14 +132,22 @@ impl Guest {
     ///
     /// # Errors
     /// The guest ended before the command did, or not within the time.
-    pub fn finish(mut self, time: Duration) -> Result<i32> {
+    pub fn finish(self, time: Duration) -> Result<i32> {
+        self.finish_to(&mut std::io::stdout(), time)
+    }
+
+    /// As [`Self::finish`], to anything else than standard output.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn finish_to(mut self, told_to: &mut dyn Write, time: Duration) -> Result<i32> {
         let start = Instant::now();
         let mut told = 0;
         loop {
             let ended = self.child.try_wait()?.is_some();
             self.read()?;
-            std::io::stdout().write_all(&self.seen.as_bytes()[told..])?;
-            std::io::stdout().flush()?;
+            told_to.write_all(&self.seen.as_bytes()[told..])?;
+            told_to.flush()?;
             told = self.seen.len();
             if ended {
                 let status = fs::read_to_string(self.work.join("status")).unwrap_or_default();
@@ -231,6 +239,58 @@ pub fn run_inside(words: &[String], time: Duration) -> Result<i32> {
     let program = std::env::current_exe()?.display().to_string();
     let command: Vec<_> = [program].into_iter().chain(words.iter().cloned()).collect();
     Disk::new(8)?.boot(&command)?.finish(time)
+}
+
+/// A part of all tests: a guest has one processor, and a machine has more.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    number: usize,
+    of: usize,
+}
+
+impl Part {
+    const WORD: &str = "--part=";
+
+    /// The part that a word of the command line stands for, if it is such a word.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        let (number, of) = word.strip_prefix(Self::WORD)?.split_once('/')?;
+        Some(Self { number: number.parse().ok()?, of: of.parse().ok()? })
+    }
+
+    /// Every so many of what is there, so that neighbours, which often take alike long, are in different parts.
+    #[must_use]
+    pub fn take<T>(self, all: Vec<T>) -> Vec<T> {
+        all.into_iter().skip(self.number).step_by(self.of).collect()
+    }
+}
+
+/// Runs this very program again in two guests at once, each of which has its own kernel and disk and gets a [`Part`] as
+/// its word. What the second one writes comes after the first one's. 0, or the status of one that failed.
+///
+/// # Errors
+/// A guest cannot be started, or breaks off.
+pub fn run_in_parts(time: Duration) -> Result<i32> {
+    const PARTS: usize = 2;
+    let program = std::env::current_exe()?.display().to_string();
+    let start = |number: usize| {
+        let disk = Disk::new(8)?;
+        let guest = disk.boot(&[program.clone(), format!("{}{number}/{PARTS}", Part::WORD)])?;
+        anyhow::Ok((disk, guest))
+    };
+    let ((_disk, first), (_other_disk, second)) = (start(0)?, start(1)?);
+    let second = std::thread::spawn(move || {
+        let mut told = Vec::new();
+        let status = second.finish_to(&mut told, time);
+        (told, status)
+    });
+    let first = first.finish(time);
+    let (told, second) = second.join().map_err(|_| anyhow::anyhow!("who waited for the second guest panicked"))?;
+    std::io::stdout().write_all(&told)?;
+    Ok(match first? {
+        0 => second?,
+        failed => failed,
+    })
 }
 
 /// The first process of a guest.

@@ -1,23 +1,34 @@
-//! A running `coffer keyservice` over mutual TLS on loopback, and what a node needs to ask it.
+//! Key services for tests: a running `coffer keyservice` over mutual TLS on loopback, and what a node needs to ask it; and
+//! what others are put together from that live in a test's own process.
+
+pub mod authority;
+pub mod log;
+pub mod served;
 
 use std::{
     ffi::OsString,
     fs,
-    net::TcpListener,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use coffer::{
+    keyservice::client::Remote,
+    server::tls::{ClientTls, Clients, Files},
+};
 
-use crate::driver::NODE;
+use crate::{driver::NODE, keyservice::authority::Authority};
 
 /// A key service on the cluster key and the records of a state folder. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct KeyService {
     program: PathBuf,
     folder: PathBuf,
+    address: SocketAddr,
+    /// The certificate with which the node asks.
+    node: Files,
     words: Vec<OsString>,
     child: Option<Child>,
 }
@@ -28,15 +39,17 @@ impl KeyService {
     /// # Errors
     /// A file cannot be written, or the program cannot be started.
     pub fn start(program: &str, folder: &Path, state_dir: &Path) -> Result<Self> {
-        certify(folder)?;
+        let authority = Authority::new(folder)?;
+        authority.server(Clients::Certified(authority.certificate()))?;
+        let node = authority.client(&format!("coffer://node/{NODE}"))?;
         fs::create_dir_all(state_dir.join("records"))?;
         // A port that is free now; nobody else takes ports here.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let state = state_dir.display();
         fs::write(
             folder.join("coffer.yaml"),
             format!(
-                "listen: {{tls: {{address: '127.0.0.1:{port}', certificate: server.crt, privateKey: server.key, \
+                "listen: {{tls: {{address: '{address}', certificate: server.crt, privateKey: server.key, \
                  clientAuthority: ca.pem}}}}\n\
                  providers: {{cluster: {{type: cluster-key, file: {state}/cluster-key.json}}}}\n\
                  store: {{type: filesystem, path: {state}/records}}\nauditLog: keyservice-audit.log\n"
@@ -46,11 +59,12 @@ impl KeyService {
         let mut flag = |name: &str, value: String| words.extend([name.into(), value.into()]);
         flag("--listen", format!("unix://{}", state_dir.join("csi.sock").display()));
         flag("--pool-dir", state_dir.join("volumes").display().to_string());
-        flag("--key-service", format!("https://localhost:{port}"));
-        flag("--tls-certificate", folder.join("node.crt").display().to_string());
-        flag("--tls-private-key", folder.join("node.key").display().to_string());
-        flag("--tls-authority", folder.join("ca.pem").display().to_string());
-        let mut service = Self { program: program.into(), folder: folder.to_owned(), words, child: None };
+        flag("--key-service", format!("https://localhost:{}", address.port()));
+        flag("--tls-certificate", node.certificate.display().to_string());
+        flag("--tls-private-key", node.private_key.display().to_string());
+        flag("--tls-authority", node.authority.display().to_string());
+        let mut service =
+            Self { program: program.into(), folder: folder.to_owned(), address, node, words, child: None };
         service.start_again()?;
         Ok(service)
     }
@@ -87,6 +101,14 @@ impl KeyService {
         self.words.clone()
     }
 
+    /// Coffer's own client, with the certificate of the node.
+    ///
+    /// # Errors
+    /// The certificates do not fit together.
+    pub fn client(&self) -> Result<Remote> {
+        Ok(served::client(self.address, ClientTls::client(self.node.clone())?, None))
+    }
+
     /// What was written to its audit log.
     #[must_use]
     pub fn audit(&self) -> String {
@@ -98,23 +120,4 @@ impl Drop for KeyService {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// An authority, a server `localhost`, and the node.
-fn certify(folder: &Path) -> Result<()> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    fs::write(folder.join("ca.pem"), authority.pem())?;
-    let node = format!("coffer://node/{NODE}");
-    let names =
-        [("server", SanType::DnsName("localhost".try_into()?)), ("node", SanType::URI(node.as_str().try_into()?))];
-    for (name, san) in names {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.subject_alt_names.push(san);
-        let key = KeyPair::generate()?;
-        fs::write(folder.join(format!("{name}.crt")), params.signed_by(&key, &authority)?.pem())?;
-        fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
-    }
-    Ok(())
 }

@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Result, bail};
 
 const IN_THE_WAY: &str = "/usr/local/sbin";
+/// How long it may take until a script that waits for the word to go on has heard it.
+const HEARD_TIME: Duration = Duration::from_millis(150);
 
 /// When the script stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,9 +79,13 @@ impl Pause {
 
 impl Drop for Pause {
     fn drop(&mut self) {
+        let go = self.folder.path().join("go");
+        if !go.exists() {
+            let _ = self.go();
+        }
         // A script that still waits for a word sees it before the folder goes.
-        let _ = self.go();
-        std::thread::sleep(Duration::from_millis(150));
+        let told = fs::metadata(go).and_then(|go| go.modified()).ok().and_then(|told| told.elapsed().ok());
+        std::thread::sleep(HEARD_TIME.saturating_sub(told.unwrap_or_default()));
         let _ = fs::remove_file(&self.script);
     }
 }

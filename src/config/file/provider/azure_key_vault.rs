@@ -53,6 +53,11 @@ pub(super) fn read(section: &mut Section, reading: &mut Reading<'_>) -> Option<P
         let what = format!("{AES} is for vaultType managed-hsm: a vault has RSA keys only");
         section.fault("algorithm", &what, reading);
     }
+    if !common.context.is_empty() {
+        let what = "neither RSA nor AES Key Wrap takes a context; take it out (each key stays bound to its volume by \
+                    Coffer itself)";
+        section.fault("context", what, reading);
+    }
     let vault_url = vault?.url;
     if vault_url.path() != "/" {
         section.fault("vaultUrl", "has a path; expected the vault alone, and the key in keyName", reading);

@@ -64,6 +64,19 @@ impl ProviderConfig {
             Self::Kms(config) => config.settings.type_name(),
         }
     }
+
+    /// Whether its keys take a context, as far as the file says it: what a key of transit is, only the server knows.
+    #[must_use]
+    pub fn takes_context(&self) -> bool {
+        match self {
+            Self::ClusterKey { .. } => true,
+            Self::Kms(config) => match &config.settings {
+                Settings::AwsKms(settings) => !settings.rsa,
+                Settings::AzureKeyVault(_) => false,
+                Settings::Local(_) | Settings::GcpKms(_) | Settings::Transit(_) | Settings::Kes(_) => true,
+            },
+        }
+    }
 }
 
 /// The types of providers.

@@ -22,7 +22,8 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::Answer;
 use crate::key::{
-    access::{AwsAccess, AwsAuth, AwsRole, SettingsFault},
+    access::{AwsAccess, AwsAuth, SettingsFault},
+    record::AwsRole,
     reread::{self, Reread},
 };
 
@@ -75,7 +76,7 @@ pub(super) async fn source(
     })
 }
 
-/// A role, assumed with the credentials of a source.
+/// A role, assumed with the credentials of a source, or of another role.
 pub(super) fn assumed(role: &AwsRole, with: SharedCredentialsProvider, sts: SdkConfig) -> SharedCredentialsProvider {
     // Asked once an hour or so, and then for what the source has now.
     let sts = sts.into_builder().credentials_provider(with).identity_cache(IdentityCache::no_cache()).build();

@@ -45,7 +45,7 @@ const CREDENTIALS_TIME: Duration = Duration::from_secs(8);
 pub async fn sdk_config(access: &AwsAccess) -> Result<SdkConfig, SettingsFault> {
     let http = access.ca_file.as_deref().map(trusting).transpose()?;
     // Files are cheaper to look at than to miss: what they hold counts at once.
-    let from_files = matches!(access.auth, AwsAuth::Static { .. }) && access.role.is_none();
+    let from_files = matches!(access.auth, AwsAuth::Static { .. }) && access.roles.is_empty();
     let cache = if from_files {
         IdentityCache::no_cache()
     } else {
@@ -67,8 +67,8 @@ pub async fn sdk_config(access: &AwsAccess) -> Result<SdkConfig, SettingsFault> 
     sts.set_endpoint_url(access.sts_endpoint.as_ref().map(url));
     let sts = sts.build();
     let mut credentials = credentials::source(access, &sts, http).await?;
-    if let Some(role) = &access.role {
-        credentials = credentials::assumed(role, credentials, sts);
+    for role in &access.roles {
+        credentials = credentials::assumed(role, credentials, sts.clone());
     }
     let mut builder = base.into_builder().credentials_provider(credentials);
     builder.set_endpoint_url(access.endpoint.as_ref().map(url));
@@ -93,10 +93,7 @@ pub fn credentials_hint(access: &AwsAccess) -> String {
         AwsAuth::Container => "check the pod's identity association, or the task's role".to_owned(),
         AwsAuth::Imds => "check the instance's profile, and the hop limit of its metadata service".to_owned(),
     };
-    match &access.role {
-        None => source,
-        Some(role) => format!("{source}; then that {} may be assumed with them", role.arn),
-    }
+    access.roles.iter().fold(source, |told, role| format!("{told}; then that {} may be assumed with them", role.arn))
 }
 
 /// A client that trusts a file's authorities and no others, as the file is now.
@@ -135,7 +132,7 @@ mod tests {
     use aws_credential_types::provider::ProvideCredentials;
 
     use super::*;
-    use crate::key::access::AwsRole;
+    use crate::key::record::AwsRole;
 
     fn access(folder: &Path) -> AwsAccess {
         AwsAccess {
@@ -148,7 +145,7 @@ mod tests {
                 secret_access_key_file: folder.join("secret"),
                 session_token_file: None,
             },
-            role: None,
+            roles: Vec::new(),
         }
     }
 
@@ -190,9 +187,13 @@ mod tests {
         let mut access = access(Path::new("/etc/coffer/aws"));
         assert_eq!(credentials_hint(&access), "check /etc/coffer/aws/id and /etc/coffer/aws/secret");
         access.auth = AwsAuth::Imds;
-        let arn = "arn:aws:iam::1:role/coffer".to_owned();
-        access.role = Some(AwsRole { arn, session_name: "coffer".to_owned(), external_id: None });
-        let hint = credentials_hint(&access);
-        assert!(hint.contains("instance's profile") && hint.contains("arn:aws:iam::1:role/coffer"), "{hint}");
+        let role = |arn: &str| AwsRole { arn: arn.to_owned(), session_name: "coffer".to_owned(), external_id: None };
+        access.roles = vec![role("arn:aws:iam::1:role/coffer"), role("arn:aws:iam::2:role/tenant")];
+        assert_eq!(
+            credentials_hint(&access),
+            "check the instance's profile, and the hop limit of its metadata service; then that \
+             arn:aws:iam::1:role/coffer may be assumed with them; then that arn:aws:iam::2:role/tenant may be assumed \
+             with them"
+        );
     }
 }

@@ -8,8 +8,9 @@
 mod arn;
 mod ensure;
 mod regional;
+mod rotation;
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use async_trait::async_trait;
 use futures::{FutureExt, future::BoxFuture};
@@ -19,7 +20,7 @@ use crate::{
     key::{
         access::{SettingsFault, aws::sdk_config},
         binding::Binding,
-        kms::{Kek, Kms, KmsFailure, Wrapped, settings},
+        kms::{ByHand, Kek, Kms, KmsFailure, Periods, Rotation, Wrapped, settings},
         record::KekMechanism,
     },
     secret::InnerKey,
@@ -207,6 +208,24 @@ impl Kms for AwsKms {
     async fn ensure(&self, kek: &str, _: Deadline) -> Result<(), KmsFailure> {
         ensure::ensure(&self.first, &self.made, kek, &self.settings.key_tags).await
     }
+
+    fn rotation_periods(&self, _: Option<&str>) -> Result<Periods, ByHand> {
+        if self.settings.rsa { Err(rotation::RSA) } else { Ok(rotation::PERIODS) }
+    }
+
+    async fn rotation(&self, kek: Option<&str>, deadline: Deadline) -> Result<Rotation, KmsFailure> {
+        let kek = self.made.arn(self.kek(kek)?);
+        let mut asked: Vec<Asked<'_, Rotation>> = Vec::new();
+        for Place { region, kek } in self.places(&kek)? {
+            let question = async move { region.rotation(&kek).await };
+            asked.push((region.endpoint.as_str(), question.boxed()));
+        }
+        first_answer(asked, deadline).await
+    }
+
+    async fn rotate_every(&self, period: Duration, kek: Option<&str>, _: Deadline) -> Result<(), KmsFailure> {
+        self.rotate(self.kek(kek)?, period).await
+    }
 }
 
 #[cfg(test)]
@@ -235,7 +254,7 @@ mod tests {
                 sts_endpoint: None,
                 ca_file: None,
                 auth: AwsAuth::Static { access_key_id_file, secret_access_key_file, session_token_file: None },
-                role: None,
+                roles: Vec::new(),
             },
         };
         AwsKms::open(settings).await.expect("the settings are right")

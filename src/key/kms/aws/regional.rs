@@ -16,7 +16,7 @@ use crate::{
             AwsAccess,
             aws::{Answer, credentials_hint},
         },
-        kms::{Kek, KekState, KmsFailure, Rotation, Wrapped},
+        kms::{Kek, KekState, KmsFailure, Wrapped},
         record::KekMechanism,
     },
     secret::{InnerKey, KEY_BYTES},
@@ -35,7 +35,7 @@ pub(super) struct Regional {
     pub(super) endpoint: String,
     credentials: String,
     rsa: bool,
-    client: Client,
+    pub(super) client: Client,
 }
 
 impl Regional {
@@ -53,12 +53,7 @@ impl Regional {
         let metadata = self.metadata(kek).await?;
         let mechanism = self.expect_usable(kek, &metadata)?;
         let id = metadata.arn().unwrap_or(metadata.key_id()).to_owned();
-        let rotation = match mechanism {
-            KekMechanism::Symmetric => self.rotation(&id).await,
-            // KMS rotates no RSA key.
-            KekMechanism::RsaOaep256 | KekMechanism::AesKeyWrap256 => Rotation::Unknown,
-        };
-        Ok(Kek { id, mechanism, rotation })
+        Ok(Kek { id, mechanism })
     }
 
     pub(super) async fn wrap(
@@ -180,18 +175,6 @@ impl Regional {
     pub(super) async fn tag(&self, arn: &str, tag: Tag) -> Result<(), Answer> {
         let sent = self.client.tag_resource().key_id(arn).tags(tag).send().await;
         sent.map(drop).map_err(|error| Answer::of(&error))
-    }
-
-    async fn rotation(&self, arn: &str) -> Rotation {
-        match self.client.get_key_rotation_status().key_id(arn).send().await {
-            Ok(status) if status.key_rotation_enabled() => Rotation::On,
-            Ok(_) => Rotation::Off,
-            // The permission for it is optional.
-            Err(error) => {
-                tracing::debug!(kek = arn, answer = ?Answer::of(&error), "whether it rotates is not known");
-                Rotation::Unknown
-            }
-        }
     }
 
     /// A failure of a call that uses a KEK, whose state is asked for where the answer does not say it.

@@ -28,7 +28,7 @@ use crate::{
         access::SettingsFault,
         binding::Binding,
         kms::{
-            Kek, Kms, KmsFailure, Rotation, Wrapped,
+            Kek, Kms, KmsFailure, Wrapped,
             http::{self, Answer, SecretText},
             settings,
         },
@@ -128,8 +128,7 @@ impl Kms for Kes {
         if name != key {
             return Err(KmsFailure::garbled(&server.endpoint, "the description of another key"));
         }
-        // A server has no timer that gives a key another version.
-        Ok(Kek { id: format!("{PREFIX}{key}"), mechanism: KekMechanism::Symmetric, rotation: Rotation::Off })
+        Ok(Kek { id: format!("{PREFIX}{key}"), mechanism: KekMechanism::Symmetric })
     }
 
     async fn wrap(

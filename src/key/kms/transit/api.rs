@@ -121,23 +121,29 @@ pub(super) enum Operation {
     Read,
     Encrypt,
     Decrypt,
+    Configure,
 }
 
 impl Operation {
     /// The part of the path that stands between the mount and the key.
     pub(super) fn path(self) -> &'static str {
         match self {
-            Self::Read => "keys",
+            Self::Read | Self::Configure => "keys",
             Self::Encrypt => "encrypt",
             Self::Decrypt => "decrypt",
         }
+    }
+
+    /// The part of the path that comes behind the key.
+    pub(super) fn part(self) -> Option<&'static str> {
+        (self == Self::Configure).then_some("config")
     }
 
     /// The capability that it takes.
     pub(super) fn capability(self) -> &'static str {
         match self {
             Self::Read => "read",
-            Self::Encrypt | Self::Decrypt => "update",
+            Self::Encrypt | Self::Decrypt | Self::Configure => "update",
         }
     }
 
@@ -147,6 +153,7 @@ impl Operation {
             Self::Read => "read on keys",
             Self::Encrypt => "update on encrypt",
             Self::Decrypt => "update on decrypt",
+            Self::Configure => "update on keys/…/config",
         }
     }
 }
@@ -169,7 +176,7 @@ pub(super) fn refused(operation: Operation, mount: &str, kek_id: &str, answer: &
         KmsFailure::NoSuchKek { kek_id, hint }
     } else if is("namespace not found") {
         KmsFailure::NoSuchKek { kek_id, hint: "the server has no such namespace".to_owned() }
-    } else if answer.status == StatusCode::NOT_FOUND || is("encryption key not found") {
+    } else if answer.status == StatusCode::NOT_FOUND || is("encryption key not found") || is("no existing key named") {
         let hint = format!("look at `bao list {mount}/keys`, and at keyName, mount and namespace of the provider");
         KmsFailure::NoSuchKek { kek_id, hint }
     } else {

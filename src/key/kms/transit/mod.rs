@@ -9,6 +9,7 @@
 //! wraps.
 
 mod api;
+mod key_info;
 mod login;
 
 use std::{
@@ -30,7 +31,7 @@ use crate::{
         access::SettingsFault,
         binding::Binding,
         kms::{
-            Kek, Kms, KmsFailure, Rotation, Wrapped,
+            ByHand, Kek, Kms, KmsFailure, Periods, Rotation, Wrapped,
             http::{self, Answer, SecretText},
             settings,
         },
@@ -40,6 +41,7 @@ use crate::{
 };
 
 use api::{Api, Operation, Token};
+use key_info::{KeyInfo, PERIODS};
 use login::Login;
 
 const PREFIX: &str = "transit:";
@@ -153,12 +155,13 @@ impl Transit {
             return Err(self.login.refused(&said));
         }
         let (mount, path, capability) = (&self.mount, operation.path(), operation.capability());
+        let part = operation.part().map_or_else(String::new, |part| format!("/{part}"));
         Err(KmsFailure::Denied {
             action: operation.action(),
             kek_id: kek_id.to_owned(),
             detail: if said.is_empty() { format!("status {}", answer.status.as_u16()) } else { said },
             hint: format!(
-                "its policy needs: path \"{mount}/{path}/{key}\" {{ capabilities = [\"{capability}\"] }}; \
+                "its policy needs: path \"{mount}/{path}/{key}{part}\" {{ capabilities = [\"{capability}\"] }}; \
                  or nothing is mounted at {mount}, or the namespace is another"
             ),
         })
@@ -190,7 +193,8 @@ impl Transit {
     }
 
     fn request(&self, method: Method, operation: Operation, key: &str, token: &Token) -> RequestBuilder {
-        self.api.request(method, &[self.mount.as_str(), operation.path(), key], Some(token))
+        let path = [Some(self.mount.as_str()), Some(operation.path()), Some(key), operation.part()];
+        self.api.request(method, &path.into_iter().flatten().collect::<Vec<_>>(), Some(token))
     }
 
     fn read(&self) -> MutexGuard<'_, BTreeMap<String, (Instant, KekMechanism)>> {
@@ -203,8 +207,7 @@ impl Kms for Transit {
     async fn describe(&self, kek: Option<&str>, _: Deadline) -> Result<Kek, KmsFailure> {
         let key = self.key(kek)?;
         let (mechanism, info) = self.key_info(key).await?;
-        let rotation = if info.rotates() { Rotation::On } else { Rotation::Off };
-        Ok(Kek { id: format!("{}:v{}", self.named(key), info.latest_version), mechanism, rotation })
+        Ok(Kek { id: format!("{}:v{}", self.named(key), info.latest_version), mechanism })
     }
 
     async fn wrap(
@@ -240,6 +243,21 @@ impl Kms for Transit {
         let answer = self.ask(Operation::Decrypt, key, &wrapped.kek_id, request).await?;
         let Decrypted { plaintext } = self.api.data(&answer)?;
         plaintext.key(&self.api.endpoint)
+    }
+
+    fn rotation_periods(&self, _: Option<&str>) -> Result<Periods, ByHand> {
+        Ok(PERIODS)
+    }
+
+    async fn rotation(&self, kek: Option<&str>, _: Deadline) -> Result<Rotation, KmsFailure> {
+        self.key_info(self.key(kek)?).await.map(|(_, info)| info.rotation())
+    }
+
+    async fn rotate_every(&self, period: Duration, kek: Option<&str>, _: Deadline) -> Result<(), KmsFailure> {
+        let key = self.key(kek)?;
+        let body = Rotate { auto_rotate_period: format!("{}s", period.as_secs()) };
+        let request = |token: &Token| self.request(Method::POST, Operation::Configure, key, token).json(&body);
+        self.ask(Operation::Configure, key, &self.named(key), request).await.map(drop)
     }
 }
 
@@ -303,41 +321,9 @@ struct Decrypted {
     plaintext: SecretText,
 }
 
-/// A key as the engine describes it.
-#[derive(Deserialize)]
-struct KeyInfo {
-    #[serde(rename = "type")]
-    kind: String,
-    latest_version: u64,
-    supports_encryption: bool,
-    supports_decryption: bool,
-    /// OpenBao alone has it.
-    #[serde(default)]
-    soft_deleted: bool,
-    /// Seconds, or a text such as `720h`.
-    #[serde(default)]
-    auto_rotate_period: serde_json::Value,
-}
-
-impl KeyInfo {
-    fn mechanism(&self) -> Option<KekMechanism> {
-        match self.kind.as_str() {
-            "aes128-gcm96" | "aes256-gcm96" | "chacha20-poly1305" | "xchacha20-poly1305" => {
-                Some(KekMechanism::Symmetric)
-            }
-            // The engine encrypts with RSA by OAEP with SHA-256.
-            "rsa-2048" | "rsa-3072" | "rsa-4096" => Some(KekMechanism::RsaOaep256),
-            _ => None,
-        }
-    }
-
-    fn rotates(&self) -> bool {
-        match &self.auto_rotate_period {
-            serde_json::Value::Number(seconds) => seconds.as_f64() != Some(0.0),
-            serde_json::Value::String(period) => !matches!(period.as_str(), "" | "0" | "0s"),
-            _ => false,
-        }
-    }
+#[derive(Serialize)]
+struct Rotate {
+    auto_rotate_period: String,
 }
 
 #[cfg(test)]

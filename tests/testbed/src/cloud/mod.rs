@@ -71,6 +71,14 @@ pub trait KmsBed: Send + Sync {
     /// # Errors
     /// The server does not do what was needed for it.
     async fn config(&self, variant: Variant) -> Result<Option<Value>>;
+    /// The good configuration of somebody who may also have the KMS rotate the KEK by itself, which whoever uses it may
+    /// not; none where this server cannot, or lets everybody.
+    ///
+    /// # Errors
+    /// The server does not do what was needed for it.
+    async fn keeper(&self) -> Result<Option<Value>> {
+        Ok(None)
+    }
     /// What happens to the next requests.
     fn forecast(&self) -> &Forecast;
     /// Gives the KEK a new version; false where this server cannot.

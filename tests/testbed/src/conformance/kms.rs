@@ -257,7 +257,7 @@ struct Parts {
 impl Parts {
     async fn wrapped(kms: &dyn Kms, dek: &Dek, volume: &Volume) -> Self {
         match envelope::wrap(dek, &volume.binding(), kms, None, soon()).await {
-            Ok(StoredKey::Wrapped { mechanism: _, kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key }) => {
+            Ok(StoredKey::Wrapped { kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key, .. }) => {
                 Self { kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key }
             }
             Ok(StoredKey::Derived { .. }) => panic!("an envelope derives nothing"),

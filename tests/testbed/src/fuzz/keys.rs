@@ -16,7 +16,7 @@ use coffer::{
 use crate::fuzz::file;
 
 /// Records of this version, and what opens them.
-static GOLDEN: LazyLock<[(&[u8], Dek); 2]> = LazyLock::new(|| {
+static GOLDEN: LazyLock<[(&[u8], Dek); 3]> = LazyLock::new(|| {
     let deks = include_str!("../../../vectors/records.deks");
     let dek = |name: &str| {
         let hex = deks.lines().find_map(|line| line.strip_prefix(name)).expect("each golden record has a key").trim();
@@ -26,6 +26,7 @@ static GOLDEN: LazyLock<[(&[u8], Dek); 2]> = LazyLock::new(|| {
     [
         (include_bytes!("../../../vectors/records/golden-derived.json").as_slice(), dek("golden-derived ")),
         (include_bytes!("../../../vectors/records/golden-wrapped.json").as_slice(), dek("golden-wrapped ")),
+        (include_bytes!("../../../vectors/records/golden-role.json").as_slice(), dek("golden-role ")),
     ]
 });
 

@@ -1,8 +1,7 @@
 //! What may arrive at either end of the key service's wire, and the certificate that a client shows.
 
 use std::{
-    io::{self, Write},
-    sync::{Arc, LazyLock, Mutex},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -25,7 +24,6 @@ use coffer::{
     server::rpc,
 };
 use prost::Message;
-use serde_json::{Map, Value};
 use tokio::net::UnixStream;
 use tonic::{
     Code, Request, Status,
@@ -34,7 +32,10 @@ use tonic::{
 };
 use uuid::Uuid;
 
-use crate::fuzz::{RUNTIME, wait};
+use crate::{
+    fuzz::{RUNTIME, wait},
+    keyservice::log::AuditLog,
+};
 
 /// Requests of one input that are looked at.
 const REQUESTS: usize = 16;
@@ -54,7 +55,7 @@ static CONNECTION: LazyLock<UdsConnectInfo> = LazyLock::new(|| {
 /// message in two bytes, and the message. What can go wrong with them is the caller's fault, and is said so; what is
 /// answered holds what was asked for; the audit log stays one object a line.
 pub fn keyservice(bytes: &[u8]) -> bool {
-    let log = Log::default();
+    let log = AuditLog::default();
     let uid = CONNECTION.peer_cred.expect("the kernel says who calls").uid();
     let server = Server::new(Arc::new(embedded()), Arc::new(Audit::to(log.clone())), vec![uid]);
     let mut client = Client { server, timeout: None };
@@ -73,10 +74,8 @@ pub fn keyservice(bytes: &[u8]) -> bool {
         );
         assert!(of_the_caller && !refused.message().is_empty(), "{refused:?}");
     }
-    let log = log.0.lock().expect("nobody panics while writing");
-    for line in log.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let line: Map<String, Value> = serde_json::from_slice(line).expect("a line of the audit log is an object");
-        assert!(line.contains_key("operation") && line["who"] == format!("uid:{uid}"), "{line:?}");
+    for line in log.lines() {
+        assert!(line["operation"].is_string() && line["who"] == format!("uid:{uid}"), "{line:?}");
     }
     !answers.is_empty() && answers.iter().all(Result::is_ok)
 }
@@ -235,18 +234,4 @@ pub fn certificate(der: &[u8]) -> bool {
     let uri = format!("coffer://{kind}/{name}");
     assert!(der.windows(uri.len()).any(|bytes| bytes == uri.as_bytes()), "{uri} is not in the certificate");
     true
-}
-
-/// An audit log in memory.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("nobody panics while writing").write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

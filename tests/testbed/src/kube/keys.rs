@@ -1,11 +1,10 @@
 //! A key service in this process whose authority is an API server, over TLS on loopback, and those who ask it.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,33 +15,18 @@ use aws_lc_rs::{
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use coffer::{
-    key::{
-        embedded::Embedded,
-        kms::local::Local,
-        providers::{KmsProvider, Provider, Providers},
-        store::memory::Memory,
-    },
+    key::embedded::Embedded,
     keyservice::{
-        audit::Audit,
-        bearer::Settings,
-        client::{Address, Remote},
-        kubernetes::Authority,
-        limit::Limit,
-        server::Server,
+        audit::Audit, bearer::Settings, client::Remote, kubernetes::Authority, limit::Limit, server::Server,
         token::Token,
     },
     proto::keyservice::{key_service_client::KeyServiceClient, key_service_server::KeyServiceServer},
-    secret::LocalKek,
-    server::tls::{ClientTls, Clients, Files, ServerFiles, ServerTls, incoming},
+    server::tls::{ClientTls, Clients, Files},
 };
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName, pem::PemObject};
 use serde_json::Value;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
+use tokio::{net::TcpStream, task::JoinSet};
 use tokio_rustls::TlsConnector;
 use tonic::{
     Request,
@@ -52,11 +36,14 @@ use tower::service_fn;
 use uuid::Uuid;
 
 use super::ApiServer;
+use crate::keyservice::{
+    authority::Authority as Certifier,
+    log::AuditLog,
+    served::{self, embedded, over_tls},
+};
 
 /// How long the watches may take to know of everything.
 const SYNC_TIME: Duration = Duration::from_secs(30);
-/// How much of an audit log is kept.
-const LOG_BYTES: usize = 16 << 20;
 /// How long a request may take.
 const CALL_TIME: Duration = Duration::from_secs(20);
 
@@ -89,8 +76,10 @@ pub fn settings(namespace: &str, review_expiry: Duration, requests_per_second: u
 /// A key service. It ends when this is dropped.
 pub struct KeyServer {
     keys: Arc<Embedded>,
-    log: Log,
+    log: AuditLog,
     address: SocketAddr,
+    /// The certificate of a node, and the authority that it comes from.
+    node: Files,
     folder: PathBuf,
     authority: Option<Arc<Authority>>,
     _tasks: JoinSet<()>,
@@ -107,13 +96,13 @@ impl KeyServer {
     ///
     /// # Errors
     /// A certificate cannot be written, or there is no port.
-    pub async fn start(folder: &Path, callers: Callers) -> Result<Self> {
-        certify(folder)?;
-        let file = |name: &str| folder.join(name);
-        let (keys, log, mut tasks) = (embedded(), Log::default(), JoinSet::new());
+    pub fn start(folder: &Path, callers: Callers) -> Result<Self> {
+        let certifier = Certifier::new(folder)?;
+        let node = certifier.client("coffer://node/n1")?;
+        let (keys, log, mut tasks) = (embedded(), AuditLog::default(), JoinSet::new());
         let server = Server::new(keys.clone(), Arc::new(Audit::to(log.clone())), Vec::new());
         let (server, clients, authority) = match callers {
-            Callers::Certified => (server, Clients::Certified(file("ca.pem")), None),
+            Callers::Certified => (server, Clients::Certified(certifier.certificate()), None),
             Callers::Bearers(asked) => {
                 let (client, settings) = *asked;
                 let limit = Limit::per_second(settings.requests_per_second);
@@ -122,16 +111,13 @@ impl KeyServer {
                 (server.with_authority(authority.clone(), limit), Clients::Anybody, Some(authority))
             }
         };
-        let files = ServerFiles { certificate: file("server.crt"), private_key: file("server.key"), clients };
-        let tls = Arc::new(ServerTls::server(files)?);
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
         let service = Transport::builder().add_service(KeyServiceServer::new(server));
+        let (address, served) = over_tls(service, certifier.server(clients)?, std::future::pending())?;
         tasks.spawn(async move {
             // It ends by being dropped.
-            let _ = service.serve_with_incoming(incoming(listener, tls)).await;
+            let _ = served.await;
         });
-        Ok(Self { keys, log, address, folder: folder.to_owned(), authority, _tasks: tasks })
+        Ok(Self { keys, log, address, node, folder: folder.to_owned(), authority, _tasks: tasks })
     }
 
     /// Waits until its watches know of everything that there is.
@@ -152,13 +138,13 @@ impl KeyServer {
     /// What was written to its audit log, as it is.
     #[must_use]
     pub fn audit(&self) -> String {
-        String::from_utf8_lossy(&self.log.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+        self.log.text()
     }
 
     /// The last line of its audit log.
     #[must_use]
     pub fn last(&self) -> Value {
-        self.audit().lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+        self.log.last()
     }
 
     /// Somebody with this token, or with none.
@@ -166,7 +152,7 @@ impl KeyServer {
     /// # Errors
     /// The certificates do not fit together.
     pub fn bearer(&self, token: Option<&str>) -> Result<Bearer> {
-        let tls = Arc::new(ClientTls::trusting(self.folder.join("ca.pem"))?);
+        let tls = Arc::new(ClientTls::trusting(self.node.authority.clone())?);
         let connect = {
             let address = self.address;
             move |_: Uri| {
@@ -190,7 +176,8 @@ impl KeyServer {
     pub fn remote(&self, token: &str) -> Result<Remote> {
         let path = self.folder.join(format!("{}.token", Uuid::new_v4()));
         fs::write(&path, token)?;
-        self.at(ClientTls::trusting(self.folder.join("ca.pem"))?, Some(Token::in_file(&path)))
+        let tls = ClientTls::trusting(self.node.authority.clone())?;
+        Ok(served::client(self.address, tls, Some(Token::in_file(&path))))
     }
 
     /// Coffer's own client with the certificate of the node `n1`.
@@ -198,14 +185,7 @@ impl KeyServer {
     /// # Errors
     /// The certificates do not fit together.
     pub fn certified(&self) -> Result<Remote> {
-        let file = |name: &str| self.folder.join(name);
-        let files = Files { certificate: file("node.crt"), private_key: file("node.key"), authority: file("ca.pem") };
-        self.at(ClientTls::client(files)?, None)
-    }
-
-    fn at(&self, tls: ClientTls, token: Option<Token>) -> Result<Remote> {
-        let name = ServerName::try_from("localhost")?;
-        Ok(Remote::at(Address::Tls { authority: self.address.to_string(), name, tls: Arc::new(tls), token }))
+        Ok(served::client(self.address, ClientTls::client(self.node.clone())?, None))
     }
 }
 
@@ -256,49 +236,4 @@ impl ApiServer {
         let signature = key.sign(&SystemRandom::new(), signed.as_bytes())?;
         Ok(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)))
     }
-}
-
-/// Keys under a KEK in memory, and their records beside it.
-fn embedded() -> Arc<Embedded> {
-    let provider = Provider::Kms(KmsProvider::new(Arc::new(Local::new(LocalKek::random()))));
-    let providers = Providers { by_name: [("main".to_owned(), provider)].into(), default: "main".to_owned() };
-    Arc::new(Embedded::new(Uuid::from_u128(1), providers, Arc::new(Memory::default())))
-}
-
-/// What was written to an audit log.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // No test writes as much; a benchmark does, and looks at none of it.
-        if log.len() > LOG_BYTES {
-            log.clear();
-        }
-        log.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// An authority, a server `localhost`, and the node `n1`.
-fn certify(folder: &Path) -> Result<()> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    fs::write(folder.join("ca.pem"), authority.pem())?;
-    let names =
-        [("server", SanType::DnsName("localhost".try_into()?)), ("node", SanType::URI("coffer://node/n1".try_into()?))];
-    for (name, san) in names {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.subject_alt_names.push(san);
-        let key = KeyPair::generate()?;
-        fs::write(folder.join(format!("{name}.crt")), params.signed_by(&key, &authority)?.pem())?;
-        fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
-    }
-    Ok(())
 }

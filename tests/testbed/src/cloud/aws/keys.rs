@@ -43,6 +43,15 @@ impl MotoKms {
         self.0.aliases().await
     }
 
+    /// Makes a KEK in another account, behind the alias that the good configuration names, and says its ARN. Whoever has
+    /// keys of a role of that account, and nobody else, has to do with that account.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn kek_of(&self, account: &'static str) -> Result<String> {
+        self.0.kek_of(account).await
+    }
+
     /// The ids of all KEKs of the account.
     ///
     /// # Errors
@@ -277,6 +286,21 @@ impl Keys {
             Some((alias.alias_name()?.to_owned(), alias.target_key_id()?.to_owned()))
         };
         Ok(listed.aliases().iter().filter_map(one).collect())
+    }
+
+    async fn kek_of(&self, account: &'static str) -> Result<String> {
+        const ACCOUNT: &str = "x-moto-account-id";
+        let made = self.client.create_key().customize().mutate_request(move |request| {
+            request.headers_mut().insert(ACCOUNT, account);
+        });
+        let made = made.send().await.context("make a key in another account")?;
+        let arn = made.key_metadata.and_then(|metadata| metadata.arn).context("a key has an ARN")?;
+        let named = self.client.create_alias().alias_name(ALIAS).target_key_id(&arn).customize();
+        let named = named.mutate_request(move |request| {
+            request.headers_mut().insert(ACCOUNT, account);
+        });
+        named.send().await.context("name the KEK in another account")?;
+        Ok(arn)
     }
 
     fn key(&self) -> String {

@@ -36,6 +36,8 @@ use super::keys::random_id;
 pub(super) const TENANT: &str = "5e1b4a0c-3f6d-4a7e-9a55-2f8d1c7b9e01";
 /// The application that may use keys.
 pub(super) const CLIENT: &str = "0f2a8c14-6f0e-4b52-8f5b-7d1f0a9c3b02";
+/// The application that may set rotation policies as well.
+pub(super) const KEEPER: &str = "4b9e6d70-58c1-4f3a-8e2d-1a7c60f5d904";
 /// An application that may do nothing.
 pub(super) const STRANGER: &str = "c7d93b5e-1a24-4e0d-b7a6-90e4d2f81c03";
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -65,7 +67,7 @@ struct Given {
 
 impl Entra {
     pub(super) fn new() -> Arc<Self> {
-        let secrets = HashMap::from([(CLIENT, random_id()), (STRANGER, random_id())]);
+        let secrets = HashMap::from([CLIENT, KEEPER, STRANGER].map(|client| (client, random_id())));
         let given = Given { tokens: HashMap::new(), assertion: random_id(), lifetime: 3599 };
         Arc::new(Self { secrets, identity_header: random_id(), state: Mutex::new(given) })
     }
@@ -131,7 +133,7 @@ impl Entra {
         if field("grant_type") != "client_credentials" {
             return refuse(400, "unsupported_grant_type", 70003, "The app requested an unsupported grant type.");
         }
-        let Some(client_id) = [CLIENT, STRANGER].into_iter().find(|id| *id == field("client_id")) else {
+        let Some(client_id) = [CLIENT, KEEPER, STRANGER].into_iter().find(|id| *id == field("client_id")) else {
             let what = "Application with that identifier was not found in the directory.";
             return refuse(400, "unauthorized_client", 700_016, what);
         };

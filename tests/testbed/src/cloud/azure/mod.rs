@@ -7,6 +7,7 @@
 mod azurite;
 mod entra;
 mod keys;
+mod policy;
 mod vault;
 
 use std::{
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 use tonic::async_trait;
 
 use self::{
-    entra::{CLIENT, Entra, STRANGER, TENANT},
+    entra::{CLIENT, Entra, KEEPER, STRANGER, TENANT},
     keys::Material,
     vault::{Kind, SIGNING, Vault, WRAPPING},
 };
@@ -74,6 +75,7 @@ impl Bed {
         vault.set_base(&format!("https://{}:{}", host(kind), address.port()));
 
         fs::write(folder.join("client.secret"), entra.secret(CLIENT))?;
+        fs::write(folder.join("keeper.secret"), entra.secret(KEEPER))?;
         fs::write(folder.join("stranger.secret"), entra.secret(STRANGER))?;
         fs::write(folder.join("wrong.secret"), "not the application's secret")?;
         fs::write(folder.join("service-account.token"), entra.assertion())?;
@@ -131,6 +133,10 @@ impl Bed {
             "type": "client-secret", "tenantId": TENANT, "clientId": client_id,
             "clientSecretFile": self.folder.join(file),
         })
+    }
+
+    fn keeper(&self) -> Value {
+        self.config_with(self.client_secret(KEEPER, "keeper.secret"))
     }
 
     fn workload_identity(&self) -> Value {
@@ -241,6 +247,17 @@ macro_rules! bed {
                 self.0.entra.revoke();
             }
 
+            /// Gives the KEK a rotation policy, as the portal would.
+            pub fn set_policy(&self, policy: Value) {
+                self.0.vault.set_policy(KEY, policy);
+            }
+
+            /// The KEK's rotation policy.
+            #[must_use]
+            pub fn policy(&self) -> Value {
+                self.0.vault.policy_of(KEY)
+            }
+
             /// Limits the time, in seconds since 1970, in which the KEK wraps.
             pub fn limit(&self, not_before: Option<u64>, expires: Option<u64>) {
                 self.0.vault.limit(KEY, not_before, expires);
@@ -263,6 +280,10 @@ macro_rules! bed {
 
             async fn config(&self, variant: Variant) -> Result<Option<Value>> {
                 Ok(self.0.config(variant))
+            }
+
+            async fn keeper(&self) -> Result<Option<Value>> {
+                Ok(Some(self.0.keeper()))
             }
 
             fn forecast(&self) -> &Forecast {

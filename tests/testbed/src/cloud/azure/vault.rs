@@ -14,7 +14,13 @@
 //!   403 Forbidden, innererror          ForbiddenByRbac (caller), KeyDisabled, KeyOperationForbidden (key_ops),
 //!                                      KeyExpired, KeyNotYetValid (wrapkey only: unwrapping goes on)
 //!   404 KeyNotFound                    no such key, or no such version
+//! GET  /keys/NAME/rotationpolicy       200 {"id","lifetimeActions":[{"trigger","action":{"type"}}],"attributes":{…}};
+//!                                      without one a notice 30 days before expiry (a managed HSM: nothing)
+//! PUT  /keys/NAME/rotationpolicy       the same: 200; 403 ForbiddenByRbac, 404 KeyNotFound
+//!   400 BadParameter                   timeAfterCreate under 7 days (a managed HSM: 28); not within expiryTime
 //! ```
+//! Of lengths of time (ISO 8601) only days are imitated.
+//!
 //! Where the documentation says that a disabled key is refused, live vaults were reported to go on wrapping with the
 //! public half; this one refuses. Messages have the line breaks that the service's have.
 
@@ -35,8 +41,9 @@ use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use super::{
-    entra::{CLIENT, Entra, TENANT, now},
+    entra::{CLIENT, Entra, KEEPER, TENANT, now},
     keys::{Material, decode, encode, random_id},
+    policy,
 };
 
 /// What kind of vault it is.
@@ -91,6 +98,8 @@ pub(super) struct Vault {
     entra: Arc<Entra>,
     base: OnceLock<String>,
     keys: Mutex<BTreeMap<String, Vec<Version>>>,
+    /// By the names of keys.
+    policies: Mutex<BTreeMap<String, Value>>,
 }
 
 /// Operations of a key that wraps.
@@ -100,7 +109,7 @@ pub(super) const SIGNING: &[&str] = &["sign", "verify"];
 
 impl Vault {
     pub(super) fn new(kind: Kind, entra: Arc<Entra>) -> Arc<Self> {
-        Arc::new(Self { kind, entra, base: OnceLock::new(), keys: Mutex::default() })
+        Arc::new(Self { kind, entra, base: OnceLock::new(), keys: Mutex::default(), policies: Mutex::default() })
     }
 
     pub(super) fn router(self: &Arc<Self>) -> Router {
@@ -143,6 +152,19 @@ impl Vault {
         self.keys().get_mut(name).into_iter().flatten().for_each(|version| version.enabled = enabled);
     }
 
+    /// Gives a key a rotation policy.
+    pub(super) fn set_policy(&self, name: &str, policy: Value) {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), policy);
+    }
+
+    /// The rotation policy of a key, which has one even if nobody gave it any.
+    pub(super) fn policy_of(&self, name: &str) -> Value {
+        let given = self.policies.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let mut policy = given.unwrap_or_else(|| policy::first(self.kind));
+        policy["id"] = format!("{}/keys/{name}/rotationpolicy", self.base.get().expect("it is served")).into();
+        policy
+    }
+
     /// Limits the time in which all versions of a key wrap.
     pub(super) fn limit(&self, name: &str, not_before: Option<u64>, expires: Option<u64>) {
         for version in self.keys().get_mut(name).into_iter().flatten() {
@@ -181,16 +203,18 @@ impl Vault {
         ([(WWW_AUTHENTICATE, challenge)], refuse(401, "Unauthorized", None, message)).into_response()
     }
 
-    /// One role is given: to read keys, to wrap and to unwrap with them, to one application.
+    /// Two roles are given: to one application, to read keys, to wrap and to unwrap with them; to another, all of it.
     fn may(&self, caller: &str, operation: Operation) -> Result<(), Box<Response>> {
-        if caller == CLIENT {
+        let is_policy = matches!(operation, Operation::GetPolicy | Operation::SetPolicy);
+        if caller == KEEPER || caller == CLIENT && !is_policy {
             return Ok(());
         }
-        let (action, plane) = (operation.action(), if self.kind == Kind::Vault { "vaults" } else { "managedHsm" });
+        let (action, plane) =
+            (operation.action(self.kind), if self.kind == Kind::Vault { "vaults" } else { "managedHsm" });
         let message = format!(
             "Caller is not authorized to perform action on resource.\r\nIf role assignments, deny assignments or role \
              definitions were changed recently, please observe propagation time.\r\nCaller: appid={caller}\r\nAction: \
-             'Microsoft.KeyVault/{plane}/keys/{action}'\r\nAssignment: (not found)"
+             'Microsoft.KeyVault/{plane}/{action}'\r\nAssignment: (not found)"
         );
         Err(refuse(403, "Forbidden", Some("ForbiddenByRbac"), &message).into())
     }
@@ -211,6 +235,14 @@ impl Vault {
             Operation::Get => match self.bundle(name, version) {
                 Ok(bundle) => Json(bundle).into_response(),
                 Err(error) => refuse(500, "InternalServerError", None, &error.to_string()),
+            },
+            Operation::GetPolicy => Json(self.policy_of(name)).into_response(),
+            Operation::SetPolicy => match policy::good(body, self.kind) {
+                Ok(policy) => {
+                    self.set_policy(name, policy);
+                    Json(self.policy_of(name)).into_response()
+                }
+                Err(why) => refuse(400, "BadParameter", None, why),
             },
             Operation::Wrap | Operation::Unwrap => {
                 if let Err(refusal) = version.may(operation) {
@@ -281,6 +313,8 @@ enum Operation {
     Get,
     Wrap,
     Unwrap,
+    GetPolicy,
+    SetPolicy,
 }
 
 impl Operation {
@@ -289,14 +323,20 @@ impl Operation {
             Self::Get => "get",
             Self::Wrap => "wrapKey",
             Self::Unwrap => "unwrapKey",
+            Self::GetPolicy => "getrotationpolicy",
+            Self::SetPolicy => "setrotationpolicy",
         }
     }
 
-    fn action(self) -> &'static str {
-        match self {
-            Self::Get => "read",
-            Self::Wrap => "wrap/action",
-            Self::Unwrap => "unwrap/action",
+    fn action(self, kind: Kind) -> &'static str {
+        match (self, kind) {
+            (Self::Get, _) => "keys/read",
+            (Self::Wrap, _) => "keys/wrap/action",
+            (Self::Unwrap, _) => "keys/unwrap/action",
+            (Self::GetPolicy, Kind::Vault) => "keyrotationpolicies/read",
+            (Self::SetPolicy, Kind::Vault) => "keyrotationpolicies/write",
+            (Self::GetPolicy, Kind::ManagedHsm) => "keys/read/action",
+            (Self::SetPolicy, Kind::ManagedHsm) => "keys/write/action",
         }
     }
 }
@@ -323,6 +363,8 @@ async fn answer(
         (Method::POST, ["keys", name, "unwrapkey"]) => (Operation::Unwrap, *name, ""),
         (Method::POST, ["keys", name, version, "unwrapkey"]) => (Operation::Unwrap, *name, *version),
         (Method::GET, ["keys", name]) => (Operation::Get, *name, ""),
+        (Method::GET, ["keys", name, "rotationpolicy"]) => (Operation::GetPolicy, *name, ""),
+        (Method::PUT, ["keys", name, "rotationpolicy"]) => (Operation::SetPolicy, *name, ""),
         (Method::GET, ["keys", name, version]) => (Operation::Get, *name, *version),
         _ => return refuse(404, "NotFound", None, "there is nothing of this name"),
     };

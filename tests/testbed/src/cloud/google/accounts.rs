@@ -27,6 +27,8 @@ use serde_json::{Value, json};
 /// The project that everything is in.
 pub(super) const PROJECT: &str = "coffer-tests";
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+/// What it takes more than to use a key or to make an object.
+const FOR_OWNERS: [&str; 3] = ["cloudkms.cryptoKeys.update", "storage.objects.delete", "storage.buckets.create"];
 /// The longest that a token may be good for, clocks that differ by ten seconds included.
 const LONGEST: u64 = 3620;
 /// How far the clock of who signs may be before ours.
@@ -37,6 +39,8 @@ const SKEW: u64 = 60;
 pub(super) enum Who {
     /// Who may do everything.
     Owner,
+    /// Who may use keys and make objects, and neither change a key nor delete an object.
+    User,
     /// Who may do nothing.
     Stranger,
     /// Whose key is none of the account's.
@@ -45,8 +49,20 @@ pub(super) enum Who {
 
 impl Who {
     fn email(self) -> String {
-        let name = if self == Self::Stranger { "stranger" } else { "owner" };
+        let name = match self {
+            Self::Owner | Self::Impostor => "owner",
+            Self::User => "user",
+            Self::Stranger => "stranger",
+        };
         format!("{name}@{PROJECT}.iam.gserviceaccount.com")
+    }
+
+    fn may(self, permission: &str) -> bool {
+        match self {
+            Self::Owner => true,
+            Self::User => !FOR_OWNERS.contains(&permission),
+            Self::Stranger | Self::Impostor => false,
+        }
     }
 }
 
@@ -55,10 +71,16 @@ impl Who {
 pub(super) struct Account {
     key_id: String,
     public_key: Vec<u8>,
+    who: Who,
     /// Its name.
     pub(super) email: String,
-    /// Whether it may do anything.
-    pub(super) may: bool,
+}
+
+impl Account {
+    /// Whether it has a permission.
+    pub(super) fn may(&self, permission: &str) -> bool {
+        self.who.may(permission)
+    }
 }
 
 /// The accounts, with the files that they show themselves by.
@@ -75,7 +97,7 @@ impl Accounts {
     /// A file cannot be written.
     pub(super) fn new(folder: &Path) -> Result<Self> {
         let mut accounts = Self { folder: folder.to_owned(), known: Vec::new() };
-        for who in [Who::Owner, Who::Stranger, Who::Impostor] {
+        for who in [Who::Owner, Who::User, Who::Stranger, Who::Impostor] {
             let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| anyhow!("no RSA key is made"))?;
             let private: Pkcs8V1Der = key.as_der().map_err(|_| anyhow!("an RSA key is not encoded"))?;
             let mut id = [0; 20];
@@ -94,7 +116,7 @@ impl Accounts {
             fs::write(accounts.file(who), serde_json::to_vec_pretty(&file)?)?;
             if who != Who::Impostor {
                 let public_key = key.public_key().as_ref().to_vec();
-                accounts.known.push(Account { key_id, public_key, email: who.email(), may: who == Who::Owner });
+                accounts.known.push(Account { key_id, public_key, who, email: who.email() });
             }
         }
         Ok(accounts)

@@ -5,6 +5,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /v1/{cryptoKey}` | 200 CryptoKey: `name`, `purpose`, `primary` (none for asymmetric keys) with its `state`, `rotationPeriod`, `nextRotationTime` |
+//! | `PATCH /v1/{cryptoKey}?updateMask=rotationPeriod,nextRotationTime` | 200 the same; both have to be there, the period at least a day, the time to come, the purpose `ENCRYPT_DECRYPT`: else 400 INVALID_ARGUMENT |
 //! | `POST /v1/{cryptoKey}:encrypt`, `plaintext`, `additionalAuthenticatedData` in base64, `plaintextCrc32c`, `additionalAuthenticatedDataCrc32c` as decimal text | 200 `name` of the version, `ciphertext`, `ciphertextCrc32c`, `verifiedPlaintextCrc32c`, `verifiedAdditionalAuthenticatedDataCrc32c` |
 //! | `POST /v1/{cryptoKey}:decrypt`, `ciphertext`, `additionalAuthenticatedData`, `ciphertextCrc32c`, `additionalAuthenticatedDataCrc32c` | 200 `plaintext`, `plaintextCrc32c`, `usedPrimary` |
 //! | a checksum that does not hold | 400 INVALID_ARGUMENT |
@@ -18,18 +19,18 @@
 //! Errors are `{"error": {"code", "message", "status"}}`. Which code the real service gives where a key has another purpose
 //! is not in the reference: here it is FAILED_PRECONDITION. The form of a ciphertext is our own.
 
+mod key;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard},
+    time::SystemTime,
 };
 
 use anyhow::Result;
-use aws_lc_rs::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
-    rand,
-};
+use aws_lc_rs::aead::{Aad, Nonce};
 use axum::{
     Json, Router,
     body::Bytes,
@@ -41,11 +42,13 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use crc32c::crc32c;
 use serde_json::{Value, json};
 use tonic::async_trait;
+use url::form_urlencoded;
 
+use self::key::{Key, Schedule, Version, random, version_name};
 use super::accounts::{Accounts, PROJECT, Who};
 use crate::cloud::{
     Forecast, KmsBed, Standing, Variant,
-    weather::{Served, serve, serve_at, under},
+    weather::{Served, Tls, serve, serve_at, under},
 };
 
 const LOCATION: &str = "europe-west3";
@@ -71,13 +74,34 @@ impl CloudKms {
     /// A file cannot be written, or no port can be had.
     pub async fn start(folder: &Path) -> Result<Self> {
         let service = Arc::new(Service { accounts: Accounts::new(folder)?, keys: Mutex::default() });
-        let symmetric =
-            Key { purpose: "ENCRYPT_DECRYPT", tag: random(), primary: 1, versions: [(1, Version::new())].into() };
-        let signing = Key { purpose: "ASYMMETRIC_SIGN", tag: random(), primary: 1, versions: BTreeMap::new() };
+        let symmetric = Key::new("ENCRYPT_DECRYPT", [(1, Version::new())].into());
+        let signing = Key::new("ASYMMETRIC_SIGN", BTreeMap::new());
         service.keys().extend([(key_name("kek"), symmetric), (key_name("signing"), signing)]);
         let forecast = Forecast::new().throttled_by(429, "application/json; charset=UTF-8", THROTTLED);
         let served = serve(router(&service, &forecast), None).await?;
         Ok(Self { service, forecast, address: served.address(), served: Mutex::new(Some(served)) })
+    }
+
+    /// Serves the same by TLS as well, as `https://127.0.0.1:PORT`, and says how a configuration is for that.
+    ///
+    /// # Errors
+    /// No port can be had.
+    pub async fn by_tls(&self, config: &Value, tls: Tls) -> Result<(Value, Served)> {
+        let served = serve(router(&self.service, &self.forecast), Some(tls)).await?;
+        let mut config = config.clone();
+        config["endpoint"] = format!("https://{}", served.address()).into();
+        config["insecureEndpoint"] = false.into();
+        Ok((config, served))
+    }
+
+    fn configuration(&self, key: &str, who: Who, endpoint: &str) -> Value {
+        json!({
+            "type": "gcp-kms",
+            "keyName": key_name(key),
+            "endpoint": endpoint,
+            "insecureEndpoint": true,
+            "auth": self.service.accounts.auth(who),
+        })
     }
 
     fn with_kek<T>(&self, change: impl FnOnce(&mut Key) -> T) -> T {
@@ -110,7 +134,7 @@ impl KmsBed for CloudKms {
     async fn config(&self, variant: Variant) -> Result<Option<Value>> {
         let endpoint = format!("http://{}", self.address);
         let (key, who, endpoint) = match variant {
-            Variant::Good => ("kek", Who::Owner, endpoint),
+            Variant::Good => ("kek", Who::User, endpoint),
             // Keys of the purpose ASYMMETRIC_DECRYPT are not for this provider.
             Variant::Rsa => return Ok(None),
             Variant::MissingKek => ("missing", Who::Owner, endpoint),
@@ -120,13 +144,11 @@ impl KmsBed for CloudKms {
             // A regional endpoint's name tells that it has no such key, so that it is not asked.
             Variant::WrongRegion => ("kek", Who::Owner, "http://cloudkms.us-east1.rep.googleapis.com".to_owned()),
         };
-        Ok(Some(json!({
-            "type": "gcp-kms",
-            "keyName": key_name(key),
-            "endpoint": endpoint,
-            "insecureEndpoint": true,
-            "auth": self.service.accounts.auth(who),
-        })))
+        Ok(Some(self.configuration(key, who, &endpoint)))
+    }
+
+    async fn keeper(&self) -> Result<Option<Value>> {
+        Ok(Some(self.configuration("kek", Who::Owner, &format!("http://{}", self.address))))
     }
 
     fn forecast(&self) -> &Forecast {
@@ -159,36 +181,6 @@ impl KmsBed for CloudKms {
 struct Service {
     accounts: Accounts,
     keys: Mutex<BTreeMap<String, Key>>,
-}
-
-#[derive(Debug)]
-struct Key {
-    purpose: &'static str,
-    tag: [u8; TAG_BYTES],
-    primary: u32,
-    versions: BTreeMap<u32, Version>,
-}
-
-#[derive(Debug)]
-struct Version {
-    key: [u8; 32],
-    state: &'static str,
-}
-
-impl Version {
-    fn new() -> Self {
-        Self { key: random(), state: "ENABLED" }
-    }
-
-    fn cipher(&self) -> LessSafeKey {
-        LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &self.key).expect("a key of AES-256 is 32 bytes"))
-    }
-}
-
-fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    rand::fill(&mut bytes).expect("the kernel gives random bytes");
-    bytes
 }
 
 /// An error as the API tells it.
@@ -227,11 +219,12 @@ async fn answer(
     let (name, verb) = path.rsplit_once(':').unwrap_or((path, ""));
     let permission = match (&method, verb) {
         (&Method::GET, "") => "cloudkms.cryptoKeys.get",
+        (&Method::PATCH, "") => "cloudkms.cryptoKeys.update",
         (&Method::POST, "encrypt") => "cloudkms.cryptoKeyVersions.useToEncrypt",
         (&Method::POST, "decrypt") => "cloudkms.cryptoKeyVersions.useToDecrypt",
         _ => return Err(Refused(404, "NOT_FOUND", format!("{method} {path} is not imitated."))),
     };
-    if !account.may {
+    if !account.may(permission) {
         let message = format!("Permission '{permission}' denied on resource '{name}' (or it may not exist).");
         return Err(Refused(403, "PERMISSION_DENIED", message));
     }
@@ -239,6 +232,11 @@ async fn answer(
         return service.describe(name);
     }
     let body: Value = serde_json::from_slice(&body).map_err(|_| Refused::invalid("Invalid JSON payload received."))?;
+    if method == Method::PATCH {
+        let query: HashMap<_, _> = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).collect();
+        let mask = query.get("updateMask").map(|mask| &**mask).unwrap_or_default();
+        return service.schedule(name, mask, &body);
+    }
     if verb == "encrypt" { service.encrypt(name, &body) } else { service.decrypt(name, &body) }
 }
 
@@ -258,10 +256,36 @@ impl Service {
                 "protectionLevel": "SOFTWARE",
                 "algorithm": "GOOGLE_SYMMETRIC_ENCRYPTION",
             });
-            found["rotationPeriod"] = "7776000s".into();
-            found["nextRotationTime"] = "2030-01-02T03:04:05Z".into();
+        }
+        if let Some(Schedule { period, next }) = &key.rotation {
+            found["rotationPeriod"] = period.as_str().into();
+            found["nextRotationTime"] = next.as_str().into();
         }
         Ok(Json(found))
+    }
+
+    fn schedule(&self, name: &str, mask: &str, body: &Value) -> Result<Json<Value>, Refused> {
+        let mut keys = self.keys();
+        let key = keys.get_mut(name).ok_or_else(|| Refused::no_key(name))?;
+        if mask.split(',').collect::<BTreeSet<_>>() != BTreeSet::from(["rotationPeriod", "nextRotationTime"]) {
+            return Err(Refused::invalid("only a rotation period with its time is imitated"));
+        }
+        if key.purpose != "ENCRYPT_DECRYPT" {
+            return Err(Refused::invalid("Rotation is for keys of the purpose ENCRYPT_DECRYPT."));
+        }
+        let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
+        let schedule = Schedule { period: text("rotationPeriod"), next: text("nextRotationTime") };
+        let seconds = schedule.period.strip_suffix('s').and_then(|seconds| seconds.parse::<u64>().ok());
+        if seconds.is_none_or(|seconds| !(86_400..=876_000 * 3600).contains(&seconds)) {
+            return Err(Refused::invalid("rotation_period must be at least 24 hours and at most 876000 hours."));
+        }
+        let next = schedule.next.parse::<prost_types::Timestamp>().map_or(0, |next| next.seconds);
+        if next <= prost_types::Timestamp::from(SystemTime::now()).seconds {
+            return Err(Refused::invalid("next_rotation_time must be in the future."));
+        }
+        key.rotation = Some(schedule);
+        drop(keys);
+        self.describe(name)
     }
 
     fn encrypt(&self, name: &str, body: &Value) -> Result<Json<Value>, Refused> {
@@ -314,21 +338,6 @@ impl Service {
     }
 }
 
-impl Key {
-    fn usable(&self, name: &str, number: u32) -> Result<&Version, Refused> {
-        let refused = |message| Refused(400, "FAILED_PRECONDITION", message);
-        if self.purpose != "ENCRYPT_DECRYPT" {
-            return Err(refused(format!("{name} has the purpose {}, which does not encrypt.", self.purpose)));
-        }
-        let version = self.versions.get(&number).ok_or_else(|| refused(format!("{name} has no primary version.")))?;
-        if version.state != "ENABLED" {
-            let version_name = version_name(name, number);
-            return Err(refused(format!("{version_name} is not enabled, current state is: {}.", version.state)));
-        }
-        Ok(version)
-    }
-}
-
 const AAD: &str = "additionalAuthenticatedData";
 const AAD_CHECKSUM: &str = "additionalAuthenticatedDataCrc32c";
 
@@ -346,8 +355,4 @@ fn checked(body: &Value, field: &str, checksum: &str) -> Result<(Vec<u8>, bool),
         return Err(Refused::invalid(&format!("The checksum in {checksum} does not match the data in {field}.")));
     }
     Ok((bytes, true))
-}
-
-fn version_name(key_name: &str, number: u32) -> String {
-    format!("{key_name}/cryptoKeyVersions/{number}")
 }

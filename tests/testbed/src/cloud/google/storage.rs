@@ -8,6 +8,8 @@
 //! |---|---|
 //! | `POST /upload/storage/v1/b/{bucket}/o?uploadType=multipart&name=…`, `multipart/related`: the object's resource, its bytes, and maybe a resource with checksums | 200 object resource with `generation`, `size` (as text) and `crc32c` (base64, big-endian) |
 //! | … `ifGenerationMatch=0` where there is an object, or `=N` where the object's generation is another or there is none | 412 `conditionNotMet` |
+//! | … over an object, by who may not delete objects | 403 `forbidden`, `storage.objects.delete`; whether it is looked at before the condition is not in the reference: here it is, except for `ifGenerationMatch=0`, which replaces nothing |
+//! | … that an organisation's constraint forbids | 412 `orgPolicyConstraintFailed` |
 //! | … a CRC32C that does not hold | 400 `invalid` |
 //! | `GET /storage/v1/b/{bucket}/o/{object}?alt=media` | 200 the bytes, with `x-goog-generation`, `x-goog-hash`, `x-goog-stored-content-length` |
 //! | … no such object, or no such bucket | 404, in plain text: `No such object: {bucket}/{object}`, `The specified bucket does not exist.` |
@@ -20,6 +22,8 @@
 //! JSON errors are `{"error": {"code", "message", "errors": [{"message", "domain", "reason"}]}}`. Generations count
 //! microseconds and grow with each write.
 
+mod grpc;
+
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
@@ -29,22 +33,21 @@ use std::{
 use anyhow::{Context, Result};
 use axum::{
     Json, Router,
-    body::{Body, Bytes},
-    extract::{Path as UrlPath, Query, Request, State},
+    body::Bytes,
+    extract::{Path as UrlPath, Query, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use crc32c::crc32c;
-use googleapis_tonic_google_storage_v2::google::storage::v2 as pb;
 use serde_json::{Value, json};
-use tonic::{Status, async_trait};
+use tonic::async_trait;
 
-use super::accounts::{Account, Accounts, PROJECT, Who};
+use super::accounts::{Accounts, PROJECT, Who};
 use crate::cloud::{
     Forecast, Standing, StoreBed, StoreVariant,
-    weather::{Served, serve, under},
+    weather::{Served, Tls, serve, under},
 };
 
 const THROTTLED: &str = concat!(
@@ -52,9 +55,6 @@ const THROTTLED: &str = concat!(
     r#""message": "The rate of changes exceeds the limit.", "domain": "usageLimits", "reason": "rateLimitExceeded"}]}}"#
 );
 const NO_BUCKET: &str = "The specified bucket does not exist.";
-const BUCKETS: &str = "projects/_/buckets/";
-/// The most names in one answer.
-const PAGE: usize = 1000;
 const FIRST_GENERATION: i64 = 1_767_225_600_000_000;
 
 /// Our imitation of Cloud Storage.
@@ -71,18 +71,47 @@ impl CloudStorage {
     /// # Errors
     /// A file cannot be written, or no port can be had.
     pub async fn start(folder: &Path) -> Result<Self> {
-        let buckets = Buckets { by_name: BTreeMap::new(), generation: FIRST_GENERATION };
+        let buckets = Buckets { by_name: BTreeMap::new(), generation: FIRST_GENERATION, constraint: None };
         let service = Arc::new(Service { accounts: Accounts::new(folder)?, buckets: Mutex::new(buckets) });
         let forecast = Forecast::new().throttled_by(429, "application/json; charset=UTF-8", THROTTLED);
-        let router = Router::new()
-            .route("/upload/storage/v1/b/{bucket}/o", post(upload))
-            .route("/storage/v1/b/{bucket}/o/{*object}", get(download))
-            .route("/google.storage.v2.Storage/ListObjects", post(list_objects))
-            .route("/google.storage.v2.Storage/CreateBucket", post(create_bucket))
-            .with_state(service.clone());
-        let served = serve(under(router, forecast.clone()), None).await?;
+        let served = serve(router(&service, &forecast), None).await?;
         Ok(Self { service, forecast, served })
     }
+
+    /// Serves the same by TLS as well, as `https://127.0.0.1:PORT`, and says how a configuration is for that.
+    ///
+    /// # Errors
+    /// No port can be had.
+    pub async fn by_tls(&self, config: &Value, tls: Tls) -> Result<(Value, Served)> {
+        let served = serve(router(&self.service, &self.forecast), Some(tls)).await?;
+        let mut config = config.clone();
+        config["endpoint"] = format!("https://{}", served.address()).into();
+        config["insecureEndpoint"] = false.into();
+        Ok((config, served))
+    }
+
+    /// The same configuration for an account that may make objects, and neither replace nor delete any.
+    #[must_use]
+    pub fn without_delete(&self, config: &Value) -> Value {
+        let mut config = config.clone();
+        config["auth"] = self.service.accounts.auth(Who::User);
+        config
+    }
+
+    /// From now on an organisation's constraint forbids every write, told with this reason.
+    pub fn constrain(&self, reason: &'static str) {
+        self.service.buckets().constraint = Some(reason);
+    }
+}
+
+fn router(service: &Arc<Service>, forecast: &Forecast) -> Router {
+    let router = Router::new()
+        .route("/upload/storage/v1/b/{bucket}/o", post(upload))
+        .route("/storage/v1/b/{bucket}/o/{*object}", get(download))
+        .route("/google.storage.v2.Storage/ListObjects", post(grpc::list_objects))
+        .route("/google.storage.v2.Storage/CreateBucket", post(grpc::create_bucket))
+        .with_state(service.clone());
+    under(router, forecast.clone())
 }
 
 #[async_trait]
@@ -140,6 +169,7 @@ struct Service {
 struct Buckets {
     by_name: BTreeMap<String, BTreeMap<String, Stored>>,
     generation: i64,
+    constraint: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -162,16 +192,18 @@ impl Service {
 
     /// Whether who asks may do this with that.
     fn allows(&self, headers: &HeaderMap, permission: &str, resource: &str) -> Result<(), Refused> {
-        let Some(Account { email, may, .. }) = self.accounts.caller(headers) else {
+        let Some(account) = self.accounts.caller(headers) else {
             return Err(Refused(401, "authError", "Invalid Credentials".to_owned()));
         };
-        let message = || {
-            format!(
-                "{email} does not have {permission} access to the Google Cloud Storage {resource}. Permission \
-                 '{permission}' denied on resource (or it may not exist)."
-            )
-        };
-        if *may { Ok(()) } else { Err(Refused(403, "forbidden", message())) }
+        if account.may(permission) {
+            return Ok(());
+        }
+        let email = &account.email;
+        let message = format!(
+            "{email} does not have {permission} access to the Google Cloud Storage {resource}. Permission '{permission}' \
+             denied on resource (or it may not exist)."
+        );
+        Err(Refused(403, "forbidden", message))
     }
 }
 
@@ -181,16 +213,6 @@ struct Refused(u16, &'static str, String);
 impl Refused {
     fn invalid(message: &str) -> Self {
         Self(400, "invalid", message.to_owned())
-    }
-
-    /// As gRPC tells it.
-    fn status(self) -> Status {
-        let Self(code, _, message) = self;
-        match code {
-            401 => Status::unauthenticated(message),
-            403 => Status::permission_denied(message),
-            _ => Status::invalid_argument(message),
-        }
     }
 }
 
@@ -232,10 +254,17 @@ async fn upload(
         }
     }
     let mut buckets = service.buckets();
+    if let Some(reason) = buckets.constraint {
+        let message = "Request violates constraint 'constraints/gcp.restrictNonCmekServices'".to_owned();
+        return Err(Refused(412, reason, message));
+    }
     let generation = buckets.next_generation();
     let objects = buckets.by_name.get_mut(&bucket);
     let objects = objects.ok_or_else(|| Refused(404, "notFound", NO_BUCKET.to_owned()))?;
     let now = objects.get(name).map_or(0, |object| object.generation);
+    if now != 0 && condition != Some(0) {
+        service.allows(&headers, "storage.objects.delete", "object")?;
+    }
     if condition.is_some_and(|generation| generation != now) {
         let message = "At least one of the pre-conditions you specified did not hold.".to_owned();
         return Err(Refused(412, "conditionNotMet", message));
@@ -302,73 +331,4 @@ async fn download(
         ("x-goog-storage-class", "STANDARD".to_owned()),
     ];
     Ok((told, object.bytes.clone()).into_response())
-}
-
-async fn list_objects(State(service): State<Arc<Service>>, request: Request) -> Response {
-    let headers = request.headers().clone();
-    unary(request, move |asked: pb::ListObjectsRequest| {
-        service.allows(&headers, "storage.objects.list", "bucket").map_err(Refused::status)?;
-        let bucket = asked.parent.strip_prefix(BUCKETS).ok_or_else(|| Status::invalid_argument("no bucket"))?;
-        let buckets = service.buckets();
-        let objects = buckets.by_name.get(bucket).ok_or_else(|| Status::not_found(NO_BUCKET))?;
-        let after = BASE64_STANDARD.decode(&asked.page_token).ok().and_then(|token| String::from_utf8(token).ok());
-        let after = after.ok_or_else(|| Status::invalid_argument("no page token"))?;
-        let size = usize::try_from(asked.page_size).ok().filter(|size| *size > 0).map_or(PAGE, |size| size.min(PAGE));
-        let is_listed = |name: &str| {
-            name.starts_with(&asked.prefix)
-                && name >= asked.lexicographic_start.as_str()
-                && (asked.lexicographic_end.is_empty() || name < asked.lexicographic_end.as_str())
-                && (after.is_empty() || name > after.as_str())
-        };
-        let mut found = objects.iter().filter(|(name, _)| is_listed(name));
-        let object = |(name, object): (&String, &Stored)| pb::Object {
-            name: name.clone(),
-            bucket: asked.parent.clone(),
-            generation: object.generation,
-            metageneration: 1,
-            storage_class: "STANDARD".to_owned(),
-            size: i64::try_from(object.bytes.len()).expect("an object is smaller than 2^63 bytes"),
-            checksums: Some(pb::ObjectChecksums { crc32c: Some(crc32c(&object.bytes)), ..Default::default() }),
-            ..Default::default()
-        };
-        let page: Vec<_> = found.by_ref().take(size).map(object).collect();
-        let last = page.last().map(|object| BASE64_STANDARD.encode(&object.name));
-        let next_page_token = if found.next().is_some() { last.unwrap_or_default() } else { String::new() };
-        Ok(pb::ListObjectsResponse { objects: page, prefixes: Vec::new(), next_page_token })
-    })
-    .await
-}
-
-async fn create_bucket(State(service): State<Arc<Service>>, request: Request) -> Response {
-    let headers = request.headers().clone();
-    unary(request, move |asked: pb::CreateBucketRequest| {
-        service.allows(&headers, "storage.buckets.create", "project").map_err(Refused::status)?;
-        let bucket = asked.bucket.unwrap_or_default();
-        let is_named = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
-        let is_name = (3..=63).contains(&asked.bucket_id.len()) && asked.bucket_id.bytes().all(is_named);
-        if asked.parent != "projects/_" || bucket.project != format!("projects/{PROJECT}") || !is_name {
-            return Err(Status::invalid_argument("no project, or no name of a bucket"));
-        }
-        let mut buckets = service.buckets();
-        if buckets.by_name.contains_key(&asked.bucket_id) {
-            return Err(Status::already_exists("The requested bucket name is not available."));
-        }
-        buckets.by_name.insert(asked.bucket_id.clone(), BTreeMap::new());
-        let name = format!("{BUCKETS}{}", asked.bucket_id);
-        Ok(pb::Bucket { name, bucket_id: asked.bucket_id, metageneration: 1, ..bucket })
-    })
-    .await
-}
-
-/// Answers a gRPC call that has one message each way.
-async fn unary<Q, R>(request: Request, mut answer: impl FnMut(Q) -> Result<R, Status> + Send) -> Response
-where
-    Q: prost::Message + Default + Send + 'static,
-    R: prost::Message + Default + Send + 'static,
-{
-    let service = tower::service_fn(move |asked: tonic::Request<Q>| {
-        std::future::ready(answer(asked.into_inner()).map(tonic::Response::new))
-    });
-    let codec = tonic_prost::ProstCodec::<R, Q>::default();
-    tonic::server::Grpc::new(codec).unary(service, request).await.map(Body::new)
 }
