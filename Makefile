@@ -35,7 +35,6 @@ test:
 e2e: images
 	@tests/install kernel cloud kubernetes helm
 	cargo test --locked --test e2e
-	cargo test --locked --test e2e -- --providers transit-s3
 
 # The privileged image's program has no cloud SDK, and a folder of its own, so that the two do not unbuild each other.
 images:

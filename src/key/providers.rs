@@ -317,6 +317,18 @@ impl Providers {
         }
     }
 
+    /// The KMSs that rotate a KEK of their provider by themselves if they are asked to, by the provider's name.
+    #[must_use]
+    pub fn rotating(&self) -> Vec<(String, Arc<dyn Kms>)> {
+        let kms = |(name, provider): (&String, &Provider)| match provider {
+            Provider::Kms(KmsProvider { kms, scope: KeyScope::Key, .. }) if kms.rotation_periods(None).is_ok() => {
+                Some((name.clone(), kms.clone()))
+            }
+            Provider::Kms(_) | Provider::Cluster(_) => None,
+        };
+        self.by_name.iter().filter_map(kms).collect()
+    }
+
     fn find(&self, name: &str) -> Result<&Provider, KeyFailure> {
         self.by_name.get(name).ok_or_else(|| {
             KeyFailure::Invalid(format!("provider {name:?} is not configured; there are: {}", self.known()))

@@ -12,6 +12,7 @@ use coffer::{
     },
     key::{
         embedded::Embedded,
+        kms::rotation,
         store::{DekStore, census, measured::Measured as MeasuredStore},
     },
     keyservice::{bearer::Settings, kubernetes::Authority, limit::Limit, server::Server},
@@ -81,6 +82,7 @@ pub(crate) async fn keyservice(args: Keyservice, environment: &Environment) -> R
             counted.await;
             Ok(())
         });
+        background.spawn(rotation::keep(providers.rotating(), end.clone()));
     } else {
         background.spawn(census::once(store.clone(), configured));
     }

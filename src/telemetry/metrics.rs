@@ -40,6 +40,8 @@ pub const METRICS: &[Metric] = &[
     gauge("coffer_rpc_running", &["service"], "RPCs that are being answered"),
     counter("coffer_kms_calls_total", &["operation", "provider", "result"], "calls to a KMS, each attempt by itself"),
     histogram("coffer_kms_seconds", &["operation", "provider"], "how long an attempt at a KMS took"),
+    gauge("coffer_kek_rotation", &["provider"], "1 where its KMS rotates the KEK by itself, 0 where it does not"),
+    gauge("coffer_kek_rotates_seconds", &["provider"], "when its KMS rotates the KEK next, as Unix time"),
     counter("coffer_cache_requests_total", &["provider", "result"], "unwrapped keys that were asked of the cache"),
     counter("coffer_store_calls_total", &["operation", "result"], "calls to the store of key records, retries inside"),
     histogram("coffer_store_seconds", &["operation"], "how long a call to the store took, retries inside"),

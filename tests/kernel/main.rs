@@ -83,6 +83,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // Each of them has guests of its own.
+    arguments.test_threads = Some(2);
     let power = libtest_mimic::run(&arguments, power::trials());
     if status == 0 && !power.has_failed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -8,11 +8,17 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
 use coffer::{
+    exec::Deadline,
     key::{
+        binding::Binding,
         cluster::ClusterKeys,
         embedded::Embedded,
-        kms::{guarded::Guarded, local::Local, settings::Common},
+        kms::{
+            ByHand, Kek, Kms, KmsFailure, Periods, Rotation, Wrapped, guarded::Guarded, local::Local, rotation,
+            settings::Common,
+        },
         providers::{KmsProvider, Provider, Providers},
         service::{KeyService, NewKey},
         store::{
@@ -22,7 +28,7 @@ use coffer::{
             memory::Memory,
         },
     },
-    secret::LocalKek,
+    secret::{InnerKey, LocalKek},
     telemetry::metrics,
     volume::VolumeId,
 };
@@ -51,6 +57,66 @@ fn service(store: Arc<dyn DekStore>) -> Embedded {
     let kms = Provider::Kms(KmsProvider::new(Arc::new(guarded)));
     let by_name = [("derived".to_owned(), cluster), ("wrapped".to_owned(), kms)].into();
     Embedded::new(Uuid::from_u128(1), Providers { by_name, default: "derived".to_owned() }, store)
+}
+
+/// A KMS that rotates its KEK by itself, or not.
+struct Timer(Local, Rotation);
+
+#[async_trait]
+impl Kms for Timer {
+    async fn describe(&self, kek: Option<&str>, deadline: Deadline) -> Result<Kek, KmsFailure> {
+        self.0.describe(kek, deadline).await
+    }
+
+    async fn wrap(
+        &self,
+        key: &InnerKey,
+        kek: Option<&str>,
+        binding: &Binding<'_>,
+        deadline: Deadline,
+    ) -> Result<Wrapped, KmsFailure> {
+        self.0.wrap(key, kek, binding, deadline).await
+    }
+
+    async fn unwrap(
+        &self,
+        wrapped: &Wrapped,
+        binding: &Binding<'_>,
+        deadline: Deadline,
+    ) -> Result<InnerKey, KmsFailure> {
+        self.0.unwrap(wrapped, binding, deadline).await
+    }
+
+    fn rotation_periods(&self, _: Option<&str>) -> Result<Periods, ByHand> {
+        Ok(Periods::days(1, 365))
+    }
+
+    async fn rotation(&self, _: Option<&str>, _: Deadline) -> Result<Rotation, KmsFailure> {
+        Ok(self.1)
+    }
+}
+
+#[tokio::test]
+async fn how_keks_are_rotated_is_told_of_those_that_a_kms_rotates() {
+    metrics::start();
+    let local = || Local::new(LocalKek::born(|kek| kek.fill(7)));
+    let of = |name: &str, kms: Arc<dyn Kms>| (name.to_owned(), Provider::Kms(KmsProvider::new(kms)));
+    let next: jiff::Timestamp = "2027-11-26T08:00:00Z".parse().expect("a time");
+    let by_name = [
+        of("rotated", Arc::new(Timer(local(), Rotation::On { period: None, next: Some(next) }))),
+        of("left", Arc::new(Timer(local(), Rotation::Off))),
+        of("by-hand", Arc::new(local())),
+    ];
+    let providers = Providers { by_name: by_name.into(), default: "left".to_owned() };
+    let end = CancellationToken::new();
+    let kept = tokio::spawn(rotation::keep(providers.rotating(), end.clone()));
+    let on = |provider: &'static str| value("coffer_kek_rotation", &[("provider", provider)]);
+    until("both", || (on("rotated"), on("left")) == (Some(1.0), Some(0.0))).await;
+    assert_eq!(on("by-hand"), None);
+    let when = value("coffer_kek_rotates_seconds", &[("provider", "rotated")]);
+    assert_eq!(when, Some(next.as_second() as f64));
+    end.cancel();
+    kept.await.expect("it ends");
 }
 
 #[tokio::test]

@@ -3,12 +3,19 @@
 //! A KMS that rotates a KEK keeps the older material, so that what was wrapped before goes on to open. Nothing here is
 //! switched on by a start or by a configuration: only the operator's verb asks for it.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::{exec::Deadline, key::kms::Kms};
 
 /// A day of any calendar without leap seconds.
 pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often a KMS is asked for its metrics, of what changes once in months.
+const ASK_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
+/// How long it may take.
+const ASK_TIME: Duration = Duration::from_secs(30);
 
 /// Whether a KMS rotates a KEK by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +93,33 @@ pub fn told(period: Duration) -> String {
     let (size, unit) = unit.unwrap_or((1, "second"));
     let count = seconds / size;
     format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Keeps the metrics of how KEKs are rotated, by the names of the providers that wrap with them, until the end. A KMS that
+/// is away or does not let us ask has none, and is asked again some hours later.
+pub async fn keep(keks: Vec<(String, Arc<dyn Kms>)>, end: CancellationToken) {
+    let asking = async {
+        loop {
+            for (provider, kms) in &keks {
+                match kms.rotation(None, Deadline::within(ASK_TIME)).await {
+                    Ok(rotation) => tell(provider, rotation),
+                    Err(error) => tracing::debug!(provider, %error, "how the KEK is rotated is not known"),
+                }
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    };
+    end.run_until_cancelled(asking).await;
+}
+
+fn tell(provider: &str, rotation: Rotation) {
+    let (on, next) = match rotation {
+        Rotation::On { next, .. } => (1.0, next),
+        Rotation::Off => (0.0, None),
+    };
+    metrics::gauge!("coffer_kek_rotation", "provider" => provider.to_owned()).set(on);
+    let next = next.map_or(0.0, |next| next.as_second() as f64);
+    metrics::gauge!("coffer_kek_rotates_seconds", "provider" => provider.to_owned()).set(next);
 }
 
 #[cfg(test)]
