@@ -6,8 +6,10 @@ FUZZ_TIME ?= 3600
 # Who wraps keys and where their records lie in `make demo`; without them, a key and a folder of this machine's own.
 PROVIDER ?=
 STORE ?=
-# How hard the programs of the images are linked: fat as in a release, or thin, which takes half the time.
+# How hard the programs of the images are linked: fat as in a release, or off, which takes a third of the time.
 LTO ?= fat
+# With whose keys `make e2e` takes its steps.
+PROVIDERS ?= cluster-key transit-s3
 
 help:
 	@echo "make demo    the main job, shown on a real kernel: a volume made, opened, refused, destroyed;"
@@ -34,7 +36,7 @@ test:
 
 e2e: images
 	@tests/install kernel cloud kubernetes helm
-	cargo test --locked --test e2e
+	for providers in $(PROVIDERS); do cargo test --locked --test e2e -- --providers $$providers || exit 1; done
 
 # The privileged image's program has no cloud SDK, and a folder of its own, so that the two do not unbuild each other.
 images:

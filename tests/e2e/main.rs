@@ -1,7 +1,6 @@
 //! Coffer end to end, a line a step: a real control plane and two real kubelets in guest kernels, images made from the
 //! release programs, the chart installed by Helm, and volumes used by Pods while drivers, the key service and a node
-//! fail. Once with a cluster key and once with OpenBao's transit and an S3 server, both at a time, because most of it is
-//! waiting:
+//! fail. `make e2e` runs it, once with a cluster key and once with OpenBao's transit and an S3 server:
 //!
 //!     cargo test --test e2e [-- --providers cluster-key|transit-s3]
 
@@ -16,13 +15,12 @@ mod world;
 
 use std::{
     fs,
-    io::Write,
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use testbed::kube::network;
 
 use install::Providers;
@@ -34,38 +32,19 @@ const TIME: Duration = Duration::from_secs(2400);
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args().skip(1).collect();
-    let ran = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] | ["--nocapture"] => both(),
-        ["--providers", "cluster-key"] => run(Providers::ClusterKey, &words),
-        ["--providers", "transit-s3"] => run(Providers::TransitS3, &words),
+    let providers = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] | ["--nocapture"] | ["--providers", "cluster-key"] => Providers::ClusterKey,
+        ["--providers", "transit-s3"] => Providers::TransitS3,
         // A filter for other tests, or a list, is not for us.
         _ => return ExitCode::SUCCESS,
     };
-    match ran {
+    match run(providers, &words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("FAILED: {error:#}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// Each in a process of its own, which makes a network of its own; what the second one says comes after the first one's.
-fn both() -> Result<()> {
-    let program = std::env::current_exe()?;
-    let start = |providers: Providers, output: Stdio| {
-        Command::new(&program).args(["--providers", providers.name()]).stdout(output).spawn().context("start a run")
-    };
-    let mut first = start(Providers::ClusterKey, Stdio::inherit())?;
-    let second = start(Providers::TransitS3, Stdio::piped())?;
-    let second = std::thread::spawn(move || second.wait_with_output());
-    let first = first.wait()?;
-    let second = second.join().map_err(|_| anyhow!("who waited for the second run panicked"))??;
-    std::io::stdout().write_all(&second.stdout)?;
-    if !first.success() || !second.status.success() {
-        bail!("see above");
-    }
-    Ok(())
 }
 
 fn run(providers: Providers, words: &[String]) -> Result<()> {
