@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::{
     exec::Deadline,
     key::{
+        access::SettingsFault,
         binding::Binding,
         cluster::ClusterKeys,
         derive,
@@ -66,6 +67,14 @@ impl KmsProvider {
         Self { type_name: "kms", kms, scope, key_prefix: String::new(), context: BTreeMap::new(), roles }
     }
 
+    /// The KMS, in a role or as the provider itself.
+    async fn reached(&self, role: Option<&AwsRole>) -> Result<Arc<dyn Kms>, SettingsFault> {
+        match role {
+            None => Ok(self.kms.clone()),
+            Some(role) => self.roles.reach(role).await,
+        }
+    }
+
     /// A DEK under the KEK that a volume gets, reached in a role or as the provider itself.
     async fn wrap(
         &self,
@@ -76,14 +85,11 @@ impl KmsProvider {
         binding: &Binding<'_>,
         deadline: Deadline,
     ) -> Result<StoredKey, KeyFailure> {
-        let kms = match role {
-            None => self.kms.clone(),
-            Some(role) => self.roles.reach(role).await.map_err(|fault| KeyFailure::Kms {
-                provider: name.to_owned(),
-                refusal: Refusal::State,
-                source: fault.into(),
-            })?,
-        };
+        let kms = self.reached(role).await.map_err(|fault| KeyFailure::Kms {
+            provider: name.to_owned(),
+            refusal: Refusal::State,
+            source: fault.into(),
+        })?;
         let kek = self.kek(name, new, kms.as_ref(), binding.cluster_id, deadline).await?;
         let wrapped = envelope::wrap(dek, binding, kms.as_ref(), kek.as_deref(), deadline).await;
         Ok(wrapped.map_err(|failure| kms_failure(name, failure))?.in_role(role.cloned()))
@@ -233,10 +239,7 @@ impl Providers {
                 Provider::Kms(provider),
                 StoredKey::Wrapped { mechanism: _, kek_id, kek_mechanism, role, nonce, wrapped_dek, wrapped_inner_key },
             ) => {
-                let kms = match role {
-                    None => provider.kms.clone(),
-                    Some(role) => provider.roles.reach(role).await.map_err(|fault| refused(fault.into()))?,
-                };
+                let kms = provider.reached(role.as_ref()).await.map_err(|fault| refused(fault.into()))?;
                 let kek_mechanism = *kek_mechanism;
                 let envelope = Envelope { kek_id, kek_mechanism, nonce, wrapped_dek, wrapped_inner_key };
                 let opened = envelope::unwrap(envelope, &binding, kept, kms.as_ref(), deadline).await;

@@ -171,7 +171,12 @@ fn unavailable(message: String) -> KeyFailure {
 
 /// Whether the transport saw first that the caller's time is over.
 fn is_late(status: &Status) -> bool {
-    std::iter::successors(status.source(), |cause| (**cause).source()).any(|cause| cause.is::<TimeoutExpired>())
+    causes(status).any(|cause| cause.is::<TimeoutExpired>())
+}
+
+/// What was made on this side of the wire has causes; what came over it has none.
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |cause| (**cause).source())
 }
 
 /// When a service that was asked too often wants to be asked again (gRPC A6, client retry design: pushback).
@@ -188,15 +193,14 @@ struct Silence {
 }
 
 impl Silence {
-    /// What was made on this side of the wire has a source; what came over it has none. Only UNKNOWN is not always said
-    /// by the service, which never says it: it stands for an answer without an end, whose stream was reset.
+    /// What came over the wire was said by the service, but for UNKNOWN, which it never says: that stands for an answer
+    /// without an end, whose stream was reset.
     fn of(status: &Status) -> Option<Self> {
         let Some(source) = status.source() else {
             let why = status.message().to_owned();
             return (status.code() == Code::Unknown).then_some(Self { why, is_for_good: false });
         };
-        let causes = || std::iter::successors(Some(source), |cause| (**cause).source());
-        Some(Self { why: rpc::message(source), is_for_good: causes().any(is_mistrust) })
+        Some(Self { why: rpc::message(source), is_for_good: causes(status).any(is_mistrust) })
     }
 }
 

@@ -122,21 +122,16 @@ impl Sealer {
     }
 }
 
-/// Encrypts a DEK to the key pair of a request, in one go.
-///
-/// # Errors
-/// The request's public key is none.
-#[cfg(test)]
-fn seal(dek: &Dek, volume_id: &VolumeId, public_key: Vec<u8>) -> Result<SealedDek, HpkeFault> {
-    Sealer::new(public_key)?.seal(dek, volume_id)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn id(text: &str) -> VolumeId {
         text.parse().expect("an id")
+    }
+
+    fn seal(dek: &Dek, volume_id: &VolumeId, public_key: Vec<u8>) -> Result<SealedDek, HpkeFault> {
+        Sealer::new(public_key)?.seal(dek, volume_id)
     }
 
     #[test]
