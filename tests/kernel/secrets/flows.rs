@@ -165,12 +165,14 @@ impl House {
             self.not_staged(volume, Code::Internal, "cryptsetup ended with status 1").await?;
         }
         self.recorders.instead("exec sleep 1000")?;
+        let words = self.recorders.file("cryptsetup");
+        let recorded = fs::metadata(&words)?.len();
         let hung = tokio::spawn({
             let (csi, volume, staged) = (csi.clone(), volume.clone(), staged.clone());
-            async move { csi.stage_within(&volume, &staged, Duration::from_secs(2)).await }
+            async move { csi.stage_within(&volume, &staged, Duration::from_secs(5)).await }
         });
-        let is_busy = async || csi.expand_file(id, 1).await.is_err_and(|status| status.code() == Code::Aborted);
-        until("the stage to begin", async || anyhow::Ok(is_busy().await)).await?;
+        // Another request must not ask for it: it would have the volume for a moment, and the stage would be turned away.
+        until("the program to start", async || anyhow::Ok(fs::metadata(&words)?.len() > recorded)).await?;
         let answer = csi.expand_file(id, 1).await;
         self.refused(answer, Code::Aborted, "try again")?;
         let Err(status) = hung.await? else { bail!("a stage ended well without its program") };
@@ -182,7 +184,11 @@ impl House {
         })
         .await?;
         self.recorders.as_usual()?;
-        until("the stage to end", async || anyhow::Ok(!is_busy().await)).await?;
+        until("the stage to end", async || match csi.expand_file(id, 1).await {
+            Err(status) if status.code() == Code::Aborted => Ok(false),
+            answer => Ok(answer.map(|_| true)?),
+        })
+        .await?;
         self.opens(volume).await
     }
 }
