@@ -18,6 +18,7 @@ mod shelf;
 mod sources;
 mod stores;
 mod table;
+mod together;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -37,7 +38,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(AT_ONCE);
     log::start();
-    let of_all = [stores::trials(), service::trials(), kms::trials(), calls::trials(), secrets::trials()];
+    let of_all =
+        [stores::trials(), service::trials(), kms::trials(), calls::trials(), together::trials(), secrets::trials()];
     let of_some = [rotation::trials(), google::trials(), sources::trials()];
     let trials = of_all.into_iter().chain(of_some).flatten().collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

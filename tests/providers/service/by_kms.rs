@@ -249,8 +249,10 @@ async fn a_thousand_gets(house: House) -> Result<()> {
         house.bed.provider() == "aws-kms" || request.contains("decrypt") || request.contains("unwrap")
     };
     let unwraps = requests.iter().filter(|request| is_unwrap(request)).count();
-    ensure!(unwraps == VOLUMES, "1,000 gets are {unwraps} unwraps of {} requests", requests.len());
-    house.notes.shown("1,000 gets of 100 volumes are 100 unwraps");
+    // Those of several volumes can go together in one request.
+    let fits = if house.bed.provider() == "transit" { (1..=VOLUMES).contains(&unwraps) } else { unwraps == VOLUMES };
+    ensure!(fits, "1,000 gets are {unwraps} unwraps of {} requests", requests.len());
+    house.notes.shown("1,000 gets of 100 volumes are 100 unwraps at most");
     Ok(())
 }
 

@@ -9,6 +9,7 @@
 //! wraps.
 
 mod api;
+mod batch;
 mod key_info;
 mod login;
 
@@ -41,6 +42,7 @@ use crate::{
 };
 
 use api::{Api, Operation, Token};
+use batch::{Batches, Decrypt, Turn};
 use key_info::{KeyInfo, PERIODS};
 use login::Login;
 
@@ -52,6 +54,7 @@ const TRUSTED_FOR: Duration = Duration::from_secs(60);
 pub struct Transit {
     api: Arc<Api>,
     login: Arc<Login>,
+    batches: Arc<Batches>,
     /// `transit:[NAMESPACE/]MOUNT/`
     place: String,
     mount: String,
@@ -96,7 +99,9 @@ impl Transit {
         let namespace = settings.namespace.as_deref().map(|path| format!("{}/", path.trim_matches('/')));
         let place = format!("{PREFIX}{}{mount}/", namespace.unwrap_or_default());
         let renewing = Handle::try_current().ok().map(|runtime| runtime.spawn(login.clone().renew()).abort_handle());
-        Ok(Self { api, login, place, mount, key_name: settings.key_name, read: Mutex::default(), renewing })
+        let batches = Batches::new(api.clone(), login.clone(), mount.clone());
+        let (key_name, read) = (settings.key_name, Mutex::default());
+        Ok(Self { api, login, batches, place, mount, key_name, read, renewing })
     }
 
     /// A key as ids and failures name it where no version is known.
@@ -238,7 +243,11 @@ impl Kms for Transit {
             return Err(KmsFailure::Mismatch);
         }
         let bound = bound(wrapped.mechanism, binding);
-        let body = Decrypt { ciphertext, associated_data: bound.as_deref(), context: bound.as_deref() };
+        let body = Decrypt::new(ciphertext, bound);
+        let _place = match self.batches.turn(key, &body).await {
+            Turn::Unwrapped(key) => return Ok(key),
+            Turn::Alone(place) => place,
+        };
         let request = |token: &Token| self.request(Method::POST, Operation::Decrypt, key, token).json(&body);
         let answer = self.ask(Operation::Decrypt, key, &wrapped.kek_id, request).await?;
         let Decrypted { plaintext } = self.api.data(&answer)?;
@@ -305,15 +314,6 @@ struct Encrypt<'a> {
 #[derive(Deserialize)]
 struct Encrypted {
     ciphertext: String,
-}
-
-#[derive(Serialize)]
-struct Decrypt<'a> {
-    ciphertext: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    associated_data: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    context: Option<&'a str>,
 }
 
 #[derive(Deserialize)]

@@ -35,6 +35,8 @@ pub use tls::{Authority, ClientCertificate, Tls};
 
 /// How long a hanging request hangs.
 const HANG: Duration = Duration::from_secs(60);
+/// How long a slow request waits before it is done.
+const SLOW: Duration = Duration::from_millis(100);
 /// What concerns one connection only (RFC 9110, 7.6.1) and is not passed on.
 const HOP_BY_HOP: [&str; 6] = ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
 
@@ -43,6 +45,8 @@ const HOP_BY_HOP: [&str; 6] = ["connection", "keep-alive", "te", "trailer", "tra
 pub enum Weather {
     /// It is as ever: for requests before one that is not.
     Fair,
+    /// It is done a tenth of a second later.
+    Slow,
     /// It is done, and its connection breaks without an answer.
     Lost,
     /// It is answered with the forecast's throttle answer.
@@ -199,6 +203,10 @@ pub async fn proxy(upstream: SocketAddr, forecast: Forecast) -> Result<Served> {
 async fn weathered(State(forecast): State<Forecast>, request: Request, next: Next) -> Response {
     let response = match forecast.over(&request).unwrap_or(Weather::Fair) {
         Weather::Fair => return next.run(request).await,
+        Weather::Slow => {
+            tokio::time::sleep(SLOW).await;
+            return next.run(request).await;
+        }
         Weather::Lost => {
             next.run(request).await;
             return broken();

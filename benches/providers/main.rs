@@ -4,40 +4,28 @@
 
 #![allow(clippy::print_stdout, reason = "it tells its figures")]
 
+mod service;
+mod volume;
+
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use aes_gcm::{
-    Aes256Gcm, Nonce,
-    aead::{Aead as _, KeyInit, Payload},
-};
-use anyhow::{Context, Result, bail, ensure};
-use base64::{Engine, prelude::BASE64_STANDARD};
-use coffer::{
-    exec::Deadline,
-    key::{
-        envelope::NONCE_BYTES,
-        record::{Base64, Record, StoredKey},
-        service::KeyService,
-        store::{DekStore, filesystem::Filesystem},
-    },
-    keyservice::client::{Address, Remote},
-    secret::{Dek, InnerKey},
-    volume::VolumeId,
-};
-use reqwest::Client;
+use anyhow::{Context, Result, ensure};
+use coffer::{exec::Deadline, key::service::KeyService};
 use serde_json::{Value, json};
 use testbed::{
-    cloud::{KmsBed, Variant, plan, transit::OpenBao},
-    conformance::store::new_key,
+    cloud::{KmsBed, Variant, transit::OpenBao},
     figures::{self, Process},
 };
 use tokio::task::JoinSet;
+
+use service::Service;
+use volume::{Direct, Volume, decrypt_path, prepare};
 
 const COFFER: &str = env!("CARGO_BIN_EXE_coffer");
 
@@ -51,8 +39,6 @@ const CALLERS: [usize; 2] = [1, 16];
 const ROUNDS: usize = 3;
 /// How long a turn is.
 const ROUND_TIME: Duration = Duration::from_secs(3);
-/// How long a service may take to start.
-const START_TIME: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
     let run = || tokio::runtime::Runtime::new()?.block_on(providers());
@@ -115,145 +101,6 @@ fn records(folder: &Path) -> PathBuf {
 
 fn soon() -> Deadline {
     Deadline::within(Duration::from_secs(10))
-}
-
-/// A running `coffer keyservice` on a unix socket. It is killed when this is dropped.
-struct Service {
-    child: Child,
-    remote: Arc<dyn KeyService>,
-}
-
-impl Service {
-    /// Starts one with a provider on the records of a folder, and waits until it answers.
-    async fn start(folder: &Path, name: &str, provider: &Value) -> Result<Self> {
-        let file = |ending: &str| folder.join(format!("{name}{ending}"));
-        let uid = rustix::process::getuid().as_raw();
-        let config = json!({
-            "clusterId": plan::CLUSTER,
-            "providers": { "main": provider },
-            "store": { "type": "filesystem", "path": records(folder) },
-            "listen": { "unix": { "path": file(".sock"), "allowedUids": [uid] } },
-            "auditLog": file("-audit.log"),
-        });
-        fs::write(file(".yaml"), config.to_string())?;
-        let child = Command::new(COFFER)
-            .args(["keyservice", "--config"])
-            .arg(file(".yaml"))
-            .stdin(Stdio::null())
-            // The audit log goes there as well.
-            .stdout(Stdio::null())
-            .stderr(File::create(file(".log"))?)
-            .spawn()
-            .context("start the key service")?;
-        let mut service = Self { child, remote: Arc::new(Remote::at(Address::Unix(file(".sock")))) };
-        service.ready(&file(".log")).await.with_context(|| format!("the key service {name}"))?;
-        Ok(service)
-    }
-
-    async fn ready(&mut self, log: &Path) -> Result<()> {
-        let (start, nobody) = (Instant::now(), VolumeId::for_name("nobody"));
-        while let Err(failure) = self.remote.describe(&nobody, soon()).await {
-            if self.child.try_wait()?.is_some() || start.elapsed() > START_TIME {
-                bail!("it does not answer: {failure}; it wrote:\n{}", fs::read_to_string(log).unwrap_or_default());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
-    }
-
-    fn way(&self) -> Arc<Way> {
-        Arc::new(Way::Service(self.remote.clone()))
-    }
-
-    fn process(&self) -> Result<Process> {
-        Process::of(self.child.id())
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The server as any client asks it, over connections that are kept.
-struct Direct {
-    client: Client,
-    url: String,
-    token: String,
-}
-
-impl Direct {
-    /// As a provider is configured.
-    fn new(config: &Value) -> Result<Self> {
-        let token = fs::read_to_string(text(&config["auth"]["tokenFile"])?)?.trim().to_owned();
-        let url = format!("{}{}", text(&config["address"])?, decrypt_path(config)?);
-        Ok(Self { client: Client::builder().http1_only().build()?, url, token })
-    }
-
-    /// Sends what Coffer sends.
-    async fn decrypt(&self, ciphertext: &str, bound: &str) -> Result<InnerKey> {
-        let body = json!({ "ciphertext": ciphertext, "associated_data": bound, "context": bound });
-        let request = self.client.post(self.url.as_str()).header("x-vault-token", self.token.as_str()).json(&body);
-        let answer: Value = request.send().await?.error_for_status()?.json().await?;
-        let plaintext = text(&answer["data"]["plaintext"])?;
-        Ok(InnerKey::take(BASE64_STANDARD.decode(plaintext)?)?)
-    }
-}
-
-/// Where the server decrypts with a provider's key.
-fn decrypt_path(config: &Value) -> Result<String> {
-    Ok(format!("/v1/{}/decrypt/{}", text(&config["mount"])?, text(&config["keyName"])?))
-}
-
-fn text(value: &Value) -> Result<&str> {
-    value.as_str().context("a configuration or an answer lacks a text")
-}
-
-/// A volume's key, as the service has to give it and the server has to decrypt it.
-struct Volume {
-    id: VolumeId,
-    /// The inner key as the server wrapped it.
-    ciphertext: String,
-    /// What it is bound to, in base64.
-    bound: String,
-    inner_key: InnerKey,
-    dek: Dek,
-}
-
-impl Volume {
-    /// Opens a record without Coffer's service, and checks that it is the record's key.
-    async fn of(record: &Record, server: &Direct) -> Result<Self> {
-        let Some(StoredKey::Wrapped { nonce, wrapped_dek, wrapped_inner_key, .. }) = &record.key else {
-            bail!("the record of volume {} holds no wrapped key", record.volume_id);
-        };
-        let ciphertext = String::from_utf8(wrapped_inner_key.as_bytes().to_vec())?;
-        let aad = record.binding().aad();
-        let bound = BASE64_STANDARD.encode(&aad);
-        let inner_key = server.decrypt(&ciphertext, &bound).await?;
-        let dek = opened(&inner_key, nonce, wrapped_dek, &aad).context("the inner key does not open the DEK")?;
-        record.verify(&dek)?;
-        Ok(Self { id: record.volume_id.clone(), ciphertext, bound, inner_key, dek })
-    }
-}
-
-fn opened(inner_key: &InnerKey, nonce: &Base64, wrapped_dek: &Base64, aad: &[u8]) -> Option<Dek> {
-    let nonce: [u8; NONCE_BYTES] = nonce.exactly()?;
-    let payload = Payload { msg: wrapped_dek.as_bytes(), aad };
-    let dek = Aes256Gcm::new(inner_key.expose_secret().into()).decrypt(&Nonce::from(nonce), payload).ok()?;
-    Dek::take(dek).ok()
-}
-
-/// Makes the volumes' keys through the service.
-async fn prepare(service: &dyn KeyService, server: &Direct, records: &Path) -> Result<Arc<[Volume]>> {
-    let (store, mut volumes) = (Filesystem::open(records)?, Vec::new());
-    for number in 0..VOLUMES {
-        let info = service.create(new_key(&format!("vol-{number}")), soon()).await?;
-        let stored = store.get(&info.volume_id, soon()).await?.context("a created key has a record")?;
-        volumes.push(Volume::of(&stored.record, server).await?);
-    }
-    Ok(volumes.into())
 }
 
 /// Who is asked for a key.
@@ -390,7 +237,7 @@ async fn calls(folder: &Path, bed: &OpenBao, provider: &Value, volumes: &Arc<[Vo
     let title = format!("{STAGES} stages of {VOLUMES} volumes");
     println!("{title:<48} {:>12} {:>12}", "KMS unwraps", "other calls");
     let mut counts = Vec::new();
-    for (what, name, provider, expected) in [
+    for (what, name, provider, most) in [
         ("key service with a cache", "counted-cached", provider.clone(), VOLUMES),
         ("key service, cache off", "counted-uncached", without_cache(&provider), STAGES),
     ] {
@@ -400,11 +247,11 @@ async fn calls(folder: &Path, bed: &OpenBao, provider: &Value, volumes: &Arc<[Vo
         let requests = bed.forecast().requests();
         let unwraps = requests.iter().filter(|request| **request == unwrap).count();
         println!("{what:<48} {unwraps:>12} {:>12}", requests.len() - unwraps);
-        counts.push((what, unwraps, expected));
+        counts.push((what, unwraps, most));
     }
-    for (what, unwraps, expected) in counts {
-        tell(unwraps == expected, &format!("{what}: {unwraps} unwraps for {STAGES} stages, aim {expected}"));
-        ensure!(unwraps == expected, "{what}: the KMS was asked for {unwraps} unwraps in place of {expected}");
+    for (what, unwraps, most) in counts {
+        tell(unwraps <= most, &format!("{what}: {unwraps} requests to unwrap for {STAGES} stages, aim {most} at most"));
+        ensure!(unwraps <= most, "{what}: the KMS was asked {unwraps} times in place of {most} at most");
     }
     Ok(())
 }

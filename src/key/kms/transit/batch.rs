@@ -1,0 +1,201 @@
+//! Keys that travel together. While several requests to decrypt with one key are under way, those that come wait for one
+//! of them to come back, and then go along in one request (`batch_input`): where many nodes start at once, the server is
+//! asked a few times in place of thousands.
+//!
+//! Nothing depends on it. Who is alone goes at once; who waited too long, and whose batch brought no key back, goes alone
+//! and is told what is wrong with his own.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+
+use crate::{
+    key::kms::{
+        KmsFailure,
+        http::SecretText,
+        transit::{
+            api::{Api, Operation},
+            login::Login,
+        },
+    },
+    secret::InnerKey,
+};
+
+/// So many requests for one key are under way before those that come wait.
+const UNDER_WAY: usize = 4;
+/// The most ciphertexts in one request.
+const MOST: usize = 100;
+/// Who has waited so long goes alone, so that requests that hang hold up no others.
+const LONGEST_WAIT: Duration = Duration::from_millis(250);
+/// How long one request may take, as one that goes alone by default.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// A ciphertext as the engine takes it, alone or in a list.
+#[derive(Clone, Serialize)]
+pub(super) struct Decrypt {
+    ciphertext: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    associated_data: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<String>,
+}
+
+impl Decrypt {
+    /// What was encrypted bound to this, in base64.
+    pub(super) fn new(ciphertext: &str, bound: Option<String>) -> Self {
+        Self { ciphertext: ciphertext.to_owned(), associated_data: bound.clone(), context: bound }
+    }
+}
+
+/// The requests to decrypt with the keys of one engine.
+pub(super) struct Batches {
+    api: Arc<Api>,
+    login: Arc<Login>,
+    mount: String,
+    /// By the key's name. One that is not there has nothing under way.
+    lanes: Mutex<BTreeMap<String, Lane>>,
+}
+
+impl fmt::Debug for Batches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batches").field("mount", &self.mount).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Lane {
+    under_way: usize,
+    waiting: Vec<Waiting>,
+}
+
+struct Waiting {
+    body: Decrypt,
+    /// Gets the place from which the key will come, when it is under way.
+    seat: oneshot::Sender<oneshot::Receiver<InnerKey>>,
+}
+
+/// What becomes of one who comes.
+pub(super) enum Turn {
+    /// It went along, and this came back.
+    Unwrapped(InnerKey),
+    /// It goes by itself. While it does it keeps this, if there was room.
+    Alone(Option<Place>),
+}
+
+/// A request under way. When it ends, those that wait go.
+pub(super) struct Place {
+    batches: Arc<Batches>,
+    key: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut lanes = self.batches.lanes();
+        let Some(lane) = lanes.get_mut(&self.key) else { return };
+        let going: Vec<_> = lane.waiting.drain(..lane.waiting.len().min(MOST)).collect();
+        if !going.is_empty()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            drop(lanes);
+            let place = Self { batches: self.batches.clone(), key: self.key.clone() };
+            runtime.spawn(self.batches.clone().go(place, going));
+            return;
+        }
+        lane.under_way -= 1;
+        if lane.under_way == 0 {
+            lanes.remove(&self.key);
+        }
+    }
+}
+
+impl Batches {
+    pub(super) fn new(api: Arc<Api>, login: Arc<Login>, mount: String) -> Arc<Self> {
+        Arc::new(Self { api, login, mount, lanes: Mutex::default() })
+    }
+
+    /// Waits until a ciphertext has gone along with others, or can go alone.
+    pub(super) async fn turn(self: &Arc<Self>, key: &str, body: &Decrypt) -> Turn {
+        let seated = {
+            let mut lanes = self.lanes();
+            let lane = lanes.entry(key.to_owned()).or_default();
+            if lane.under_way < UNDER_WAY {
+                lane.under_way += 1;
+                return Turn::Alone(Some(Place { batches: self.clone(), key: key.to_owned() }));
+            }
+            let (seat, seated) = oneshot::channel();
+            lane.waiting.push(Waiting { body: body.clone(), seat });
+            seated
+        };
+        match timeout(LONGEST_WAIT, seated).await {
+            Ok(Ok(brought)) => brought.await.map_or(Turn::Alone(None), Turn::Unwrapped),
+            Ok(Err(_)) | Err(_) => Turn::Alone(None),
+        }
+    }
+
+    /// Takes along those that still wait, and gives each its key. Who gets none goes alone.
+    async fn go(self: Arc<Self>, place: Place, waiting: Vec<Waiting>) {
+        let (mut bodies, mut answers) = (Vec::new(), Vec::new());
+        for Waiting { body, seat } in waiting {
+            let (answer, brought) = oneshot::channel();
+            if seat.send(brought).is_ok() {
+                bodies.push(body);
+                answers.push(answer);
+            }
+        }
+        if bodies.is_empty() {
+            return;
+        }
+        match timeout(ANSWER_TIME, self.decrypt(&place.key, &bodies)).await {
+            Ok(Ok(keys)) => {
+                for (answer, key) in answers.into_iter().zip(keys) {
+                    // Who has hung up meanwhile needs it no more.
+                    key.map(|key| answer.send(key));
+                }
+            }
+            Ok(Err(failure)) => tracing::debug!(key = place.key, %failure, "keys that went together go alone"),
+            Err(_) => tracing::debug!(key = place.key, "keys that went together got no answer, and go alone"),
+        }
+    }
+
+    /// The keys in the order of what is asked, but for those that the engine refuses.
+    async fn decrypt(&self, key: &str, bodies: &[Decrypt]) -> Result<Vec<Option<InnerKey>>, KmsFailure> {
+        let token = self.login.token().await?;
+        let path = [self.mount.as_str(), Operation::Decrypt.path(), key];
+        let request = self.api.request(Method::POST, &path, Some(&token)).json(&Batch { batch_input: bodies });
+        // Where it refuses some of them it answers 400, and gives the others all the same.
+        let Batched { batch_results } = self.api.data(&self.api.ask(request).await?)?;
+        if batch_results.len() != bodies.len() {
+            return Err(KmsFailure::garbled(&self.api.endpoint, "another number of plaintexts than it was asked for"));
+        }
+        let endpoint = &self.api.endpoint;
+        Ok(batch_results.into_iter().map(|Decrypted { plaintext }| plaintext?.key(endpoint).ok()).collect())
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, BTreeMap<String, Lane>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Serialize)]
+struct Batch<'a> {
+    batch_input: &'a [Decrypt],
+}
+
+#[derive(Deserialize)]
+struct Batched {
+    batch_results: Vec<Decrypted>,
+}
+
+#[derive(Deserialize)]
+struct Decrypted {
+    /// Empty, or not there, where there is an error.
+    #[serde(default)]
+    plaintext: Option<SecretText>,
+}
