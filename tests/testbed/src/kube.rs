@@ -180,15 +180,23 @@ impl ApiServer {
     /// # Errors
     /// The API server refuses one.
     pub async fn install_resources(&self) -> Result<()> {
-        let api: Api<CustomResourceDefinition> = Api::all(self.client());
         for resource in coffer::kubernetes::custom_resources() {
-            let name = resource.name_any();
-            let how = PatchParams::apply("testbed").force();
-            api.patch(&name, &how, &Patch::Apply(&resource)).await.with_context(|| format!("apply {name}"))?;
-            timeout(READY, await_condition(api.clone(), &name, is_crd_established()))
-                .await
-                .with_context(|| format!("{name} is not served in time"))??;
+            self.define(&resource).await?;
         }
+        Ok(())
+    }
+
+    /// Applies the definition of a kind and waits until the API server serves it.
+    ///
+    /// # Errors
+    /// The API server refuses it.
+    pub async fn define(&self, resource: &CustomResourceDefinition) -> Result<()> {
+        let api: Api<CustomResourceDefinition> = Api::all(self.client());
+        let (name, how) = (resource.name_any(), PatchParams::apply("testbed").force());
+        api.patch(&name, &how, &Patch::Apply(resource)).await.with_context(|| format!("apply {name}"))?;
+        timeout(READY, await_condition(api, &name, is_crd_established()))
+            .await
+            .with_context(|| format!("{name} is not served in time"))??;
         Ok(())
     }
 
