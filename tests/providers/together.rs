@@ -2,23 +2,32 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use coffer::{
-    key::kms::{Kms, KmsFailure, Wrapped},
+    exec::Deadline,
+    key::{
+        calls::CallSettings,
+        kms::{Kms, KmsFailure, Wrapped},
+    },
     secret::InnerKey,
 };
 use futures::future::join_all;
 use libtest_mimic::Trial;
+use serde_json::Value;
 use testbed::{
-    cloud::{Forecast, Weather},
+    cloud::{Forecast, Variant, Weather},
     conformance::{
         kms::{Binds, Volume},
         soon,
     },
+    tap::until,
 };
-use tokio::time::timeout;
 
-use crate::{house::House, kms_trials, servers::KmsServer};
+use crate::{
+    house::{Configured, House, no_cache},
+    kms_trials,
+    servers::KmsServer,
+};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let transit = [KmsServer::OpenBao];
@@ -28,6 +37,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         kms_trials(&transit, "gives_their_keys_to_those_who_wait_for_one_who_hangs_up", hangs_up),
         kms_trials(&transit, "gives_their_keys_to_those_who_wait_for_requests_that_hang", hang),
         kms_trials(&transit, "is_asked_for_each_key_alone_where_all_together_failed", alone_again),
+        kms_trials(&transit, "is_asked_for_each_key_alone_where_a_request_for_all_hangs", all_hang),
+        kms_trials(&transit, "throttles_a_request_for_many_keys_and_gets_few_again", throttled),
+        kms_trials(&transit, "is_asked_for_keys_under_rsa_one_by_one", rsa),
     ]
     .into_iter()
     .flatten()
@@ -38,9 +50,15 @@ const VOLUMES: usize = 48;
 /// So many requests are under way before those that come wait.
 const UNDER_WAY: usize = 4;
 
+/// The time of one attempt.
+fn attempt() -> Deadline {
+    Deadline::within(Duration::from_secs(10))
+}
+
 /// A KMS that has wrapped the keys of many volumes.
 struct Many {
     house: House,
+    provider: Configured,
     kms: Arc<dyn Kms>,
     volumes: Vec<(Volume, InnerKey, Wrapped)>,
     forecast: Forecast,
@@ -48,22 +66,28 @@ struct Many {
 
 impl Many {
     async fn start(house: House) -> Result<Self> {
-        let kms = house.open(&house.good().await?).await?.kms;
+        let config = house.good().await?;
+        Self::under(house, config).await
+    }
+
+    async fn under(house: House, config: Value) -> Result<Self> {
+        let provider = house.open(&config).await?;
         let mut volumes = Vec::new();
         for number in 0..VOLUMES {
             let (volume, key) = (Volume::of(&format!("vol-{number}")), InnerKey::random());
-            let wrapped = kms.wrap(&key, None, &volume.binding(), soon()).await?;
+            let wrapped = provider.kms.wrap(&key, None, &volume.binding(), soon()).await?;
             volumes.push((volume, key, wrapped));
         }
         let forecast = house.bed.forecast().clone();
         forecast.forget();
-        Ok(Self { house, kms, volumes, forecast })
+        let kms = provider.kms.clone();
+        Ok(Self { house, provider, kms, volumes, forecast })
     }
 
     /// A volume's key has to open.
     async fn opens(&self, number: usize) -> Result<()> {
         let (volume, key, wrapped) = &self.volumes[number];
-        let opened = self.kms.unwrap(wrapped, &volume.binding(), soon()).await;
+        let opened = self.kms.unwrap(wrapped, &volume.binding(), attempt()).await;
         let opened = opened.with_context(|| format!("the key of volume {number}"))?;
         ensure!(opened.expose_secret() == key.expose_secret(), "volume {number} got another key");
         Ok(())
@@ -117,21 +141,26 @@ async fn few_requests(house: House) -> Result<()> {
 async fn hangs_up(house: House) -> Result<()> {
     let many = Many::start(house).await?;
     many.forecast.set(vec![Weather::Hang; UNDER_WAY]);
-    let first = join_all((0..UNDER_WAY).map(|number| timeout(Duration::from_millis(50), many.opens(number))));
-    let (first, others) = tokio::join!(biased; first, many.all_open(UNDER_WAY..VOLUMES));
-    ensure!(first.iter().all(Result::is_err), "a request that hangs was answered: {first:?}");
-    others?;
+    let hanging = many.all_open(0..UNDER_WAY);
+    let hang_up = async {
+        tokio::select! {
+            biased;
+            answered = hanging => bail!("requests that hang were answered: {answered:?}"),
+            arrived = until("them to arrive", async || Ok(many.forecast.requests().len() == UNDER_WAY)) => arrived,
+        }
+    };
+    let (hung_up, others) = tokio::join!(biased; hang_up, many.all_open(UNDER_WAY..VOLUMES));
+    hung_up.and(others)?;
     many.expect_few_requests()
 }
 
 async fn hang(house: House) -> Result<()> {
     let many = Many::start(house).await?;
     many.forecast.set(vec![Weather::Hang; UNDER_WAY]);
-    let first = join_all((0..UNDER_WAY).map(|number| many.opens(number)));
     tokio::select! {
         // Those that hang are the first.
         biased;
-        answered = first => anyhow::bail!("requests that hang were answered: {answered:?}"),
+        answered = many.all_open(0..UNDER_WAY) => bail!("requests that hang were answered: {answered:?}"),
         others = many.all_open(UNDER_WAY..VOLUMES) => others,
     }
 }
@@ -145,5 +174,33 @@ async fn alone_again(house: House) -> Result<()> {
         let requests = many.forecast.requests().len();
         ensure!(requests > VOLUMES, "{requests} requests, of which the one for many failed");
     }
+    Ok(())
+}
+
+async fn all_hang(house: House) -> Result<()> {
+    let many = Many::start(house).await?;
+    many.forecast.set([vec![Weather::Slow; UNDER_WAY], vec![Weather::Hang]].concat());
+    // None has more than its attempt's time, and the request for all of them never ends.
+    many.all_open(0..VOLUMES).await?;
+    let requests = many.forecast.requests().len();
+    ensure!(requests > VOLUMES, "{requests} requests, of which the one for many hangs");
+    Ok(())
+}
+
+async fn throttled(house: House) -> Result<()> {
+    let mut many = Many::start(house).await?;
+    // Whoever is throttled comes again when he was told to, and not before, each by himself.
+    many.kms = Arc::new(many.provider.guarded(CallSettings::default(), no_cache()));
+    many.forecast.set([vec![Weather::Slow; UNDER_WAY], vec![Weather::Throttled { retry_after: Some(1) }]].concat());
+    many.all_open(0..VOLUMES).await?;
+    many.expect_few_requests()
+}
+
+async fn rsa(house: House) -> Result<()> {
+    let config = house.bed.config(Variant::Rsa).await?.context("OpenBao has an RSA key")?;
+    let many = Many::under(house, config).await?;
+    many.all_open(0..VOLUMES).await?;
+    let requests = many.forecast.requests().len();
+    ensure!(requests == VOLUMES, "{VOLUMES} keys are {requests} requests");
     Ok(())
 }

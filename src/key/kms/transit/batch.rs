@@ -2,8 +2,9 @@
 //! of them to come back, and then go along in one request (`batch_input`): where many nodes start at once, the server is
 //! asked a few times in place of thousands.
 //!
-//! Nothing depends on it. Who is alone goes at once; who waited too long, and whose batch brought no key back, goes alone
-//! and is told what is wrong with his own.
+//! Nothing depends on it. Who is alone goes at once; who waited too long, and whose shared request brought no key back, goes
+//! alone and is told what is wrong with his own. Only that the server is asked too often is told to all: to ask again, each by
+//! himself, is what it does not want.
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use crate::{
+    exec::Deadline,
     key::kms::{
         KmsFailure,
         http::SecretText,
@@ -32,8 +34,8 @@ use crate::{
 const UNDER_WAY: usize = 4;
 /// The most ciphertexts in one request.
 const MOST: usize = 100;
-/// Who has waited so long goes alone, so that requests that hang hold up no others.
-const LONGEST_WAIT: Duration = Duration::from_millis(250);
+/// Who has waited so long for one to come back goes alone, so that requests that hang hold up no others.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long one request may take, as one that goes alone by default.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
@@ -51,6 +53,12 @@ impl Decrypt {
     /// What was encrypted bound to this, in base64.
     pub(super) fn new(ciphertext: &str, bound: Option<String>) -> Self {
         Self { ciphertext: ciphertext.to_owned(), associated_data: bound.clone(), context: bound }
+    }
+
+    /// Whether it may go with others. The engine wants a context in all of a list or in none, and decrypts one after the
+    /// other: with RSA, which has none, that takes longer than requests of their own.
+    fn is_sociable(&self) -> bool {
+        self.context.is_some()
     }
 }
 
@@ -77,14 +85,16 @@ struct Lane {
 
 struct Waiting {
     body: Decrypt,
-    /// Gets the place from which the key will come, when it is under way.
-    seat: oneshot::Sender<oneshot::Receiver<InnerKey>>,
+    /// Gets the place from which the answer will come, when it is under way.
+    seat: oneshot::Sender<oneshot::Receiver<Brought>>,
 }
+
+type Brought = Result<InnerKey, KmsFailure>;
 
 /// What becomes of one who comes.
 pub(super) enum Turn {
     /// It went along, and this came back.
-    Unwrapped(InnerKey),
+    Along(Brought),
     /// It goes by itself. While it does it keeps this, if there was room.
     Alone(Option<Place>),
 }
@@ -97,20 +107,22 @@ pub(super) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let runtime = Handle::try_current().ok();
         let mut lanes = self.batches.lanes();
         let Some(lane) = lanes.get_mut(&self.key) else { return };
+        lane.waiting.retain(|waiting| !waiting.seat.is_closed());
         let going: Vec<_> = lane.waiting.drain(..lane.waiting.len().min(MOST)).collect();
-        if !going.is_empty()
-            && let Ok(runtime) = Handle::try_current()
-        {
-            drop(lanes);
+        let next = runtime.filter(|_| !going.is_empty());
+        if next.is_none() {
+            lane.under_way -= 1;
+            if lane.under_way == 0 {
+                lanes.remove(&self.key);
+            }
+        }
+        drop(lanes);
+        if let Some(runtime) = next {
             let place = Self { batches: self.batches.clone(), key: self.key.clone() };
             runtime.spawn(self.batches.clone().go(place, going));
-            return;
-        }
-        lane.under_way -= 1;
-        if lane.under_way == 0 {
-            lanes.remove(&self.key);
         }
     }
 }
@@ -120,8 +132,11 @@ impl Batches {
         Arc::new(Self { api, login, mount, lanes: Mutex::default() })
     }
 
-    /// Waits until a ciphertext has gone along with others, or can go alone.
-    pub(super) async fn turn(self: &Arc<Self>, key: &str, body: &Decrypt) -> Turn {
+    /// Waits until a ciphertext has gone along with others, or can go alone: for half of the time that there is at most.
+    pub(super) async fn turn(self: &Arc<Self>, key: &str, body: &Decrypt, deadline: Deadline) -> Turn {
+        if !body.is_sociable() {
+            return Turn::Alone(None);
+        }
         let seated = {
             let mut lanes = self.lanes();
             let lane = lanes.entry(key.to_owned()).or_default();
@@ -129,12 +144,15 @@ impl Batches {
                 lane.under_way += 1;
                 return Turn::Alone(Some(Place { batches: self.clone(), key: key.to_owned() }));
             }
+            lane.waiting.retain(|waiting| !waiting.seat.is_closed());
             let (seat, seated) = oneshot::channel();
             lane.waiting.push(Waiting { body: body.clone(), seat });
             seated
         };
-        match timeout(LONGEST_WAIT, seated).await {
-            Ok(Ok(brought)) => brought.await.map_or(Turn::Alone(None), Turn::Unwrapped),
+        let patience = deadline.left() / 4;
+        let Ok(Ok(brought)) = timeout(patience.min(LONGEST_WAIT), seated).await else { return Turn::Alone(None) };
+        match timeout(patience, brought).await {
+            Ok(Ok(brought)) => Turn::Along(brought),
             Ok(Err(_)) | Err(_) => Turn::Alone(None),
         }
     }
@@ -152,15 +170,23 @@ impl Batches {
         if bodies.is_empty() {
             return;
         }
-        match timeout(ANSWER_TIME, self.decrypt(&place.key, &bodies)).await {
-            Ok(Ok(keys)) => {
-                for (answer, key) in answers.into_iter().zip(keys) {
-                    // Who has hung up meanwhile needs it no more.
-                    key.map(|key| answer.send(key));
-                }
+        let brought: Vec<Option<Brought>> = match timeout(ANSWER_TIME, self.decrypt(&place.key, &bodies)).await {
+            Ok(Ok(keys)) => keys.into_iter().map(|key| key.map(Ok)).collect(),
+            Ok(Err(failure @ KmsFailure::Throttled { .. })) => {
+                answers.iter().map(|_| Some(Err(failure.clone()))).collect()
             }
-            Ok(Err(failure)) => tracing::debug!(key = place.key, %failure, "keys that went together go alone"),
-            Err(_) => tracing::debug!(key = place.key, "keys that went together got no answer, and go alone"),
+            Ok(Err(failure)) => {
+                tracing::debug!(key = place.key, %failure, "keys that went together go alone");
+                Vec::new()
+            }
+            Err(_) => {
+                tracing::debug!(key = place.key, "keys that went together got no answer, and go alone");
+                Vec::new()
+            }
+        };
+        for (answer, brought) in answers.into_iter().zip(brought) {
+            // Who has hung up meanwhile needs it no more.
+            brought.map(|brought| answer.send(brought));
         }
     }
 

@@ -235,7 +235,12 @@ impl Kms for Transit {
         Ok(Wrapped { kek_id: format!("{}:v{version}", self.named(name)), mechanism, bytes: ciphertext.into_bytes() })
     }
 
-    async fn unwrap(&self, wrapped: &Wrapped, binding: &Binding<'_>, _: Deadline) -> Result<InnerKey, KmsFailure> {
+    async fn unwrap(
+        &self,
+        wrapped: &Wrapped,
+        binding: &Binding<'_>,
+        deadline: Deadline,
+    ) -> Result<InnerKey, KmsFailure> {
         let (key, kek_version) = self.key_and_version(&wrapped.kek_id)?;
         let ciphertext = std::str::from_utf8(&wrapped.bytes).map_err(|_| KmsFailure::Mismatch)?;
         // The engine would decrypt with the version that the ciphertext names, whatever the record says.
@@ -244,8 +249,8 @@ impl Kms for Transit {
         }
         let bound = bound(wrapped.mechanism, binding);
         let body = Decrypt::new(ciphertext, bound);
-        let _place = match self.batches.turn(key, &body).await {
-            Turn::Unwrapped(key) => return Ok(key),
+        let _place = match self.batches.turn(key, &body, deadline).await {
+            Turn::Along(brought) => return brought,
             Turn::Alone(place) => place,
         };
         let request = |token: &Token| self.request(Method::POST, Operation::Decrypt, key, token).json(&body);
