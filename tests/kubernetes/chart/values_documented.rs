@@ -1,9 +1,12 @@
 //! Every value has a comment, a place in the schema and a row of docs/helm.md, and all three say the same.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use anyhow::{Context, Result, ensure};
-use coffer::config::file::reference;
+use coffer::{config::file::reference, key::policy::RESERVED_CONTEXT};
 use libtest_mimic::Trial;
 use serde_json::Value;
 use testbed::project;
@@ -31,6 +34,7 @@ pub(super) fn trials() -> Vec<Trial> {
         plain("chart_every_value_is_explained_in_three_places_with_the_same_words", explained),
         plain("chart_the_schema_knows_nothing_that_is_no_value", nothing_else),
         plain("chart_the_schema_has_the_keys_of_each_provider_and_store", keys_of_types),
+        plain("chart_the_schema_has_the_keys_of_a_policy_and_of_the_file", keys_of_the_file),
         plain("chart_the_image_of_a_node_has_each_program_that_the_driver_starts", programs),
     ]
 }
@@ -131,6 +135,8 @@ fn nothing_else() -> Result<()> {
     properties("", &schema()?, &mut found);
     // Of a parent chart; of Secrets, which have no default; and limits that some have none of.
     let others = ["global", "store.existingSecret", "node.resources.limits"];
+    // What config may hold is the program's, and is compared with what that reads.
+    found.retain(|path| !path.starts_with("config."));
     for path in found {
         ensure!(
             comments.contains_key(&path) || others.contains(&path.as_str()),
@@ -166,6 +172,46 @@ fn keys_of_types() -> Result<()> {
             ensure!(keys == known, "{kind}: the program reads {keys:?}, the schema has {known:?}");
         }
     }
+    Ok(())
+}
+
+/// What a value is in JSON, by what the program expects.
+fn kind(expected: &str) -> &'static str {
+    match expected {
+        "true or false" => "boolean",
+        "keys and values" | "keys and texts" => "object",
+        "a list of keys and values" => "array",
+        _ => "string",
+    }
+}
+
+/// A key that the program would refuse in a policy, or at the top of its file, is refused by Helm already.
+fn keys_of_the_file() -> Result<()> {
+    let (schema, reference) = (schema()?, reference());
+    let policy = &schema["properties"]["policies"]["items"];
+    let places = [
+        ("policies", policy),
+        ("match", &policy["properties"]["match"]),
+        ("role of AWS", &policy["properties"]["role"]),
+        ("The file", &schema["properties"]["config"]),
+    ];
+    for (section, place) in places {
+        // The short form stands in place of providers, which the chart always writes.
+        let is_short = |key: &str| section == "The file" && key == "provider";
+        let asked = reference.iter().filter(|key| key.section == section && !is_short(key.key));
+        let keys: BTreeMap<_, _> = asked.map(|key| (key.key, kind(&key.expected))).collect();
+        let known = place["properties"].as_object().context(section)?;
+        let known: BTreeMap<_, _> =
+            known.iter().map(|(key, rule)| (key.as_str(), rule["type"].as_str().unwrap_or_default())).collect();
+        ensure!(keys == known, "{section}: the program reads {keys:?}, the schema has {known:?}");
+        let is_closed = place["additionalProperties"] == Value::Bool(false);
+        ensure!(is_closed, "{section}: the schema lets keys through that the program does not know");
+    }
+    let own = policy["properties"]["context"]["properties"].as_object().context("Coffer's own keys")?;
+    let refused = own.iter().filter(|(_, rule)| **rule == Value::Bool(false));
+    let refused: BTreeSet<_> = refused.map(|(key, _)| key.as_str()).collect();
+    let reserved = BTreeSet::from(RESERVED_CONTEXT);
+    ensure!(refused == reserved, "context: Coffer's own keys are {reserved:?}, the schema refuses {refused:?}");
     Ok(())
 }
 
