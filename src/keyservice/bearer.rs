@@ -28,6 +28,8 @@ pub struct Settings {
     pub drivers: Vec<String>,
     /// How long a token is believed that the API server has confirmed.
     pub review_expiry: Duration,
+    /// How long what a watch knew of who holds a volume counts at most, where the API server has fallen silent.
+    pub watch_expiry: Duration,
     /// How often each node may ask; twice that at once.
     pub requests_per_second: NonZeroU32,
 }
@@ -256,6 +258,7 @@ mod tests {
             controller_accounts: vec!["coffer-system/coffer-controller".parse().expect("an account")],
             drivers: vec!["coffer.csi".to_owned()],
             review_expiry: Duration::from_secs(10),
+            watch_expiry: Duration::from_secs(180),
             requests_per_second: NonZeroU32::MIN,
         }
     }

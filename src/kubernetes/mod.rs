@@ -27,7 +27,8 @@ use local_volume::LocalVolume;
 pub const GROUP: &str = "coffer.csi";
 /// Their version.
 pub const VERSION: &str = "v1";
-/// How long the API server may say nothing on a connection on which something is asked.
+/// How long the API server may say nothing on a connection on which something is asked. A watch is not so long without a
+/// word, because bookmarks come each minute.
 const READ_TIME: Duration = Duration::from_secs(90);
 /// Who has written, as `managedFields` tell it.
 pub const FIELD_MANAGER: &str = "coffer";
@@ -49,11 +50,19 @@ pub enum ClientFault {
 /// # Errors
 /// Neither is there, or one does not hold what it should.
 pub async fn client() -> Result<Client, ClientFault> {
+    client_that_waits(READ_TIME).await
+}
+
+/// The same, where a connection may say nothing for so long while something is asked on it.
+///
+/// # Errors
+/// As there.
+pub async fn client_that_waits(time: Duration) -> Result<Client, ClientFault> {
     let mut config = Config::infer().await.map_err(|fault| ClientFault::Inferred(Box::new(fault)))?;
     config.default_retry = false;
     // A connection that fell silent is no answer. Without this, a watch that is begun again on one waits until TCP gives up
-    // after a quarter of an hour; and none is this long without a word, because bookmarks come each minute.
-    config.read_timeout = Some(READ_TIME);
+    // after a quarter of an hour.
+    config.read_timeout = Some(time);
     Client::try_from(config).map_err(|fault| ClientFault::Built(Box::new(fault)))
 }
 

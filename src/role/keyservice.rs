@@ -170,7 +170,9 @@ async fn authority(
     tasks: &mut JoinSet<Result<()>>,
     end: CancellationToken,
 ) -> Result<Arc<Authority>> {
-    let (authority, watches) = Authority::watch(coffer::kubernetes::client().await?, settings);
+    // Half of what a silent watch may count for: the other half is how long a watch lasts before it is begun again.
+    let client = coffer::kubernetes::client_that_waits(settings.watch_expiry / 2).await?;
+    let (authority, watches) = Authority::watch(client, settings);
     health.set_ready(WATCHES, false);
     let (synced, health) = (authority.clone(), health.clone());
     let telling = async move {

@@ -82,13 +82,14 @@ pub(crate) const WRONG: &[(&str, &[&str])] = &[
     ),
     (
         "provider: {type: cluster-key, file: f}
-kubernetes: {audience: '', nodeAccounts: [], controllerAccounts: [node], drivers: [A], reviewExpiry: 10m, requestsPerSecond: 0}",
+kubernetes: {audience: '', nodeAccounts: [], controllerAccounts: [node], drivers: [A], reviewExpiry: 10m, watchExpiry: 1s, requestsPerSecond: 0}",
         &[
             "kubernetes.audience: is empty; expected 1 to 253 of A-Z, a-z, 0-9, -, ., _, : and /",
             "kubernetes.nodeAccounts: is empty; expected a list of NAMESPACE/NAME",
             "kubernetes.controllerAccounts: expected a list of NAMESPACE/NAME, not \"node\"",
             "kubernetes.drivers: expected a list of names of CSI drivers, not \"A\"",
             "kubernetes.reviewExpiry: 10m is too much; expected a length of time such as 10s, from 1s to 5m",
+            "kubernetes.watchExpiry: 1s is too little; expected a length of time such as 3m, from 30s to 10m",
             "kubernetes.requestsPerSecond: 0 is too little; expected a number from 1 to 10000",
         ],
     ),

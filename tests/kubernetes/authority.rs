@@ -13,6 +13,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Result;
 use coffer::{
     key::service::{KeyService, NewKey},
+    keyservice::bearer::Settings,
     proto::keyservice::{DescribeKeyRequest, GetKeyRequest},
     volume::VolumeId,
 };
@@ -45,6 +46,7 @@ pub(crate) fn trials(bed: &Bed) -> Vec<Trial> {
         bed.trial("unknown_tokens_of_one_address_are_limited_and_known_ones_are_not", callers::strangers),
         bed.trial("a_token_is_believed_no_longer_than_configured", callers::expiry),
         bed.trial("without_the_api_server_nobody_gets_a_key", watches::away),
+        bed.trial("an_api_server_that_fell_silent_is_not_believed_for_longer_than_configured", watches::silent),
     ]
 }
 
@@ -69,9 +71,28 @@ impl Place {
         client: kube::Client,
         per_second: u32,
     ) -> Result<Self> {
+        Self::under(server, namespace, client, settings(namespace, BELIEVED, per_second)).await
+    }
+
+    /// One that believes a token for so long.
+    async fn believing(
+        server: Arc<ApiServer>,
+        namespace: &'static str,
+        client: kube::Client,
+        time: Duration,
+    ) -> Result<Self> {
+        Self::under(server, namespace, client, settings(namespace, time, 10_000)).await
+    }
+
+    async fn under(
+        server: Arc<ApiServer>,
+        namespace: &'static str,
+        client: kube::Client,
+        settings: Settings,
+    ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         server.account(namespace, "coffer-node").await?;
-        let callers = Callers::Bearers(Box::new((client, settings(namespace, BELIEVED, per_second))));
+        let callers = Callers::Bearers(Box::new((client, settings)));
         let service = KeyServer::start(folder.path(), callers)?;
         service.synced().await?;
         let objects = Objects { client: server.client() };

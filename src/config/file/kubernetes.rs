@@ -29,6 +29,8 @@ pub(super) fn read(top: &mut Section, reading: &mut Reading<'_>) -> Option<Setti
     let drivers = drivers.or(vec!["coffer.csi"], reading, list(checked(driver)));
     let review_expiry = section.ask("reviewExpiry", "a length of time such as 10s, from 1s to 5m");
     let review_expiry = review_expiry.or("10s", reading, duration(Duration::from_secs(1)..=Duration::from_secs(300)));
+    let watch_expiry = section.ask("watchExpiry", "a length of time such as 3m, from 30s to 10m");
+    let watch_expiry = watch_expiry.or("3m", reading, duration(Duration::from_secs(30)..=Duration::from_secs(600)));
     let requests = section.ask("requestsPerSecond", "a number from 1 to 10000").or(50, reading, number);
     if let Some(account) =
         controller_accounts.iter().find(|account| node_accounts.iter().flatten().any(|node| node == *account))
@@ -43,6 +45,7 @@ pub(super) fn read(top: &mut Section, reading: &mut Reading<'_>) -> Option<Setti
         controller_accounts,
         drivers,
         review_expiry,
+        watch_expiry,
         requests_per_second: requests,
     })
 }

@@ -193,6 +193,7 @@ mod tests {
             controller_accounts: vec!["coffer-system/coffer-controller".parse().expect("an account")],
             drivers: vec!["coffer.csi".to_owned()],
             review_expiry: Duration::from_secs(10),
+            watch_expiry: Duration::from_secs(180),
             requests_per_second: NonZeroU32::MIN,
         }
     }

@@ -3,8 +3,7 @@
 //!
 //! Watches know it without asking. They may be behind, so nobody is refused before the objects themselves were read:
 //! a volume that was attached a moment ago is had at once. A watch that is broken is not believed until it has read
-//! everything anew; one that fell silent is found out within its own time and a few seconds. Until then, what it knew
-//! counts.
+//! everything anew; one that fell silent is found out within the configured time. Until then, what it knew counts.
 
 use std::{
     fmt,
@@ -42,9 +41,9 @@ const READ_TIME: Duration = Duration::from_secs(10);
 const READS: usize = 64;
 /// PersistentVolumes of one volume that are read: there is one, and there may be another while it is moved.
 const NAMES: usize = 8;
-/// How many seconds a watch lasts: then it is begun again where it was. It is what bounds how long one may be dead
-/// without our noticing.
-const WATCH_SECONDS: u32 = 60;
+/// A watch lasts for this part of the time for which a silent one counts: then it is begun again where it was. The client
+/// gives up what stays silent for half of that time ([`crate::kubernetes::client_that_waits`]), so both together are less.
+const PARTS: u32 = 3;
 /// The pause after a watch that broke, where the growing pauses have no end of their own.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -66,8 +65,13 @@ impl fmt::Debug for Holders {
 
 impl Holders {
     /// Those of the volumes of these drivers, and the watches that know of them: they go on for as long as the future
-    /// is polled.
-    pub fn watch(client: Client, drivers: &[String]) -> (Self, impl Future<Output = ()> + Send + 'static + use<>) {
+    /// is polled. One that fell silent counts for `expiry` at most, where the client gives up after half of it.
+    pub fn watch(
+        client: Client,
+        drivers: &[String],
+        expiry: Duration,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static + use<>) {
+        let lasts = expiry / PARTS;
         let holders = Self {
             volumes: Watched::of(Drivers::named(drivers)),
             attachments: Watched::of(Drivers::named(drivers)),
@@ -76,9 +80,10 @@ impl Holders {
             drivers: Drivers::named(drivers),
             room: Semaphore::new(READS),
         };
-        let volumes = follow(holders.persistent_volumes.clone(), holders.volumes.clone(), holders.drivers.clone());
+        let volumes =
+            follow(holders.persistent_volumes.clone(), holders.volumes.clone(), holders.drivers.clone(), lasts);
         let attachments =
-            follow(holders.volume_attachments.clone(), holders.attachments.clone(), holders.drivers.clone());
+            follow(holders.volume_attachments.clone(), holders.attachments.clone(), holders.drivers.clone(), lasts);
         (holders, async move {
             tokio::join!(volumes, attachments);
         })
@@ -207,10 +212,10 @@ impl<T: Index> Watched<T> {
 }
 
 /// Watches for ever. After each fault everything is read anew.
-async fn follow<T: Index>(api: Api<T::Object>, watched: Arc<Watched<T>>, drivers: Drivers) {
+async fn follow<T: Index>(api: Api<T::Object>, watched: Arc<Watched<T>>, drivers: Drivers, lasts: Duration) {
     let mut pauses = DefaultBackoff::default();
     loop {
-        let fault = follow_until_fault(api.clone(), &watched, &drivers).await;
+        let fault = follow_until_fault(api.clone(), &watched, &drivers, lasts).await;
         watched.in_sync.send_replace(false);
         tracing::warn!(error = fault.map(tracing::field::display), watch = api.resource_url(), "the watch is broken");
         tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
@@ -221,8 +226,10 @@ async fn follow_until_fault<T: Index>(
     api: Api<T::Object>,
     watched: &Watched<T>,
     drivers: &Drivers,
+    lasts: Duration,
 ) -> Option<watcher::Error> {
-    let mut events = pin!(watcher(api, watcher::Config::default().timeout(WATCH_SECONDS)));
+    let seconds = u32::try_from(lasts.as_secs()).unwrap_or(u32::MAX);
+    let mut events = pin!(watcher(api, watcher::Config::default().timeout(seconds)));
     let mut all = T::of_drivers(drivers.clone());
     while let Some(event) = events.next().await {
         match event {

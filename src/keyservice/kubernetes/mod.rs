@@ -34,7 +34,7 @@ pub struct Authority {
 impl Authority {
     /// The API server of a client, and its watches: they go on for as long as the future is polled.
     pub fn watch(client: Client, settings: Settings) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
-        let (holders, watches) = Holders::watch(client.clone(), &settings.drivers);
+        let (holders, watches) = Holders::watch(client.clone(), &settings.drivers, settings.watch_expiry);
         let accounts = Accounts::new(client, settings);
         (Arc::new(Self { accounts, holders }), watches)
     }

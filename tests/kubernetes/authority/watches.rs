@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use testbed::kube::ApiServer;
+use testbed::kube::{ApiServer, keys::WATCH_EXPIRY};
 use tonic::Code;
 
 use super::{BELIEVED, FORGOTTEN, Place, describe, get, line::Line, table::Table};
@@ -85,6 +85,35 @@ pub(super) async fn away(server: Arc<ApiServer>) -> Result<()> {
     table.refused(&place, "detached meanwhile", answer, (Code::PermissionDenied, "release", "neither attached"))?;
     place.objects.attach(&attached.name, "attached.csi", &attached.handle, "n1").await?;
     get(&bearer, &attached).await.context("attached again")?;
+    table.tell();
+    Ok(())
+}
+
+/// A line on which nothing comes any more looks like one on which nothing happens.
+pub(super) async fn silent(server: Arc<ApiServer>) -> Result<()> {
+    let line = Line::to(&server).await?;
+    let client = line.client(server.kubeconfig()).await?;
+    // Tokens are believed all the time: what is looked at is who holds a volume.
+    let place = Place::believing(server, "authority-silent", client, 10 * WATCH_EXPIRY).await?;
+    let mut table = Table::default();
+    let attached = place.attachable("attached").await?;
+    let attachment = place.objects.attach(&attached.name, "attached.csi", &attached.handle, "n1").await?;
+    let bearer = place.node("n1").await?;
+    get(&bearer, &attached).await?;
+
+    line.silence();
+    let silent = Instant::now();
+    place.objects.detach(&attachment).await?;
+    get(&bearer, &attached).await.context("nobody can know yet that it is silent")?;
+    let answer = loop {
+        match get(&bearer, &attached).await {
+            Ok(()) => ensure!(silent.elapsed() < WATCH_EXPIRY, "a key was released on what is older than configured"),
+            refused => break refused,
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let reason = "nobody can say now which node holds";
+    table.refused(&place, "API server silent", answer, (Code::Unavailable, "release", reason))?;
     table.tell();
     Ok(())
 }

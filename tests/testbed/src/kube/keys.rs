@@ -55,6 +55,9 @@ pub enum Callers {
     Bearers(Box<(kube::Client, Settings)>),
 }
 
+/// How long a watch that fell silent counts.
+pub const WATCH_EXPIRY: Duration = Duration::from_secs(30);
+
 /// The settings that let in the accounts `coffer-node` and `coffer-controller` of a namespace, believe a token for a
 /// time, and let each node ask so often.
 ///
@@ -69,6 +72,7 @@ pub fn settings(namespace: &str, review_expiry: Duration, requests_per_second: u
         controller_accounts: vec![account("coffer-controller")],
         drivers: vec!["coffer.csi".to_owned(), "attached.csi".to_owned()],
         review_expiry,
+        watch_expiry: WATCH_EXPIRY,
         requests_per_second: requests_per_second.try_into().expect("more than none"),
     }
 }
