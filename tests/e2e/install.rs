@@ -17,7 +17,12 @@ use testbed::{
     },
 };
 
-use crate::world::{SYSTEM, World};
+use crate::world::{SYSTEM, TENANT, World};
+
+/// The provider of both installations: the chart calls its cluster key so.
+pub(crate) const PROVIDER: &str = "main";
+/// The tenant's claim that a policy gives this provider and no other; the policy is called so, too.
+pub(crate) const STRICT: &str = "strict";
 
 /// Who wraps keys, and where records lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +77,12 @@ pub(crate) async fn values(cluster: &Cluster, providers: Providers) -> Result<(P
         },
         // A guest has no udev, and device-mapper's programs are not to wait for one.
         "node": { "udev": false, "extraEnv": [{ "name": "DM_DISABLE_UDEV", "value": "1" }] },
+        "policies": [{
+            "name": STRICT,
+            "match": { "namespace": TENANT, "claim": STRICT },
+            "provider": PROVIDER,
+            "mandatory": true,
+        }],
     });
     let mut servers = Vec::new();
     if providers == Providers::TransitS3 {
@@ -79,7 +90,7 @@ pub(crate) async fn values(cluster: &Cluster, providers: Providers) -> Result<(P
         let (store, store_server) = plan::store("s3", cluster.work()).await?;
         network::show_servers(&plan::ports([&kms, &store])).await?;
         values["clusterId"] = plan::CLUSTER.into();
-        values["providers"]["main"] = shown(cluster, "main", kms.config).await?;
+        values["providers"][PROVIDER] = shown(cluster, PROVIDER, kms.config).await?;
         values["store"] = shown(cluster, "store", store.config).await?;
         servers.extend([kms_server, store_server]);
     }

@@ -28,7 +28,7 @@ use step::Steps;
 use world::World;
 
 /// All of it, however slow the machine is.
-const TIME: Duration = Duration::from_secs(2400);
+const TIME: Duration = Duration::from_secs(3000);
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args().skip(1).collect();
@@ -94,6 +94,7 @@ async fn story(providers: Providers, work: &Path) -> Result<usize> {
             volumes::refused(world, &volume).await
         })
         .await?;
+    steps.run(world, "a claim that a policy forbids says so in an Event", volumes::forbidden).await?;
 
     steps
         .run(
@@ -118,8 +119,15 @@ async fn story(providers: Providers, work: &Path) -> Result<usize> {
             ending::destroyed(world, &volume).await
         })
         .await?;
+    let at_once = "a claim whose namespace is deleted at once: its volume goes, and its key is destroyed";
+    steps.run(world, at_once, ending::namespace_deleted).await?;
     steps.run(world, "`helm uninstall` is refused while there are volumes", ending::uninstall_refused).await?;
-    steps.run(world, "`helm uninstall` takes all away when there are none", ending::uninstalled).await?;
+    let uninstalled = "`helm uninstall` takes all away when there are none, but for keys and tombstones";
+    steps.run(world, uninstalled, async |world: &mut World| ending::uninstalled(world, &volume).await).await?;
+    let again = "`helm install` again is ready, with the keys and tombstones that were kept";
+    steps.run(world, again, async |world: &mut World| ending::installed_again(world, &volume).await).await?;
+    let removed = "`helm uninstall` takes it away once more";
+    steps.run(world, removed, async |world: &mut World| ending::removed(world, &volume).await).await?;
     Ok(steps.count())
 }
 

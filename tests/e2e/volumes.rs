@@ -15,7 +15,10 @@ use coffer::{
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 
-use crate::world::{CLASS, SYSTEM, TENANT, Volume, World, text};
+use crate::{
+    install::{PROVIDER, STRICT},
+    world::{CLASS, SYSTEM, TENANT, Volume, World, text},
+};
 
 /// What only the owner of a volume may read.
 const MARK: &str = "only the owner of this volume reads this line";
@@ -23,6 +26,9 @@ const MARK: &str = "only the owner of this volume reads this line";
 pub(crate) const POOL: &str = "/var/lib/coffer/volumes";
 const SHELL: &str = "localhost/shell:test";
 const ON_NODE: Duration = Duration::from_secs(60);
+/// A StorageClass that asks for another provider, and that provider.
+const ELSEWHERE: &str = "elsewhere";
+const TOLD: Duration = Duration::from_secs(120);
 
 /// A claim.
 fn claim(name: &str, mode: &str) -> Value {
@@ -66,11 +72,16 @@ fn of_claim(name: &str) -> Value {
 }
 
 pub(crate) async fn written(world: &mut World) -> Result<Volume> {
+    written_in(world, TENANT).await
+}
+
+/// A Pod of a namespace writes to the volume of a claim there, and completes.
+pub(crate) async fn written_in(world: &World, namespace: &str) -> Result<Volume> {
     let writer = once("writer", of_claim("data"), &format!("echo {MARK} > /data/text && sync"));
-    world.apply(&[claim("data", "Filesystem"), writer]).await?;
-    world.wait("pvc/data", "jsonpath={.status.phase}=Bound").await?;
-    world.completes("writer").await?;
-    world.volume("data").await
+    world.apply_in(namespace, &[claim("data", "Filesystem"), writer]).await?;
+    world.wait_in(namespace, "pvc/data", "jsonpath={.status.phase}=Bound").await?;
+    world.completes_in(namespace, "writer").await?;
+    world.volume_in(namespace, "data").await
 }
 
 pub(crate) async fn holds_no_marker(world: &mut World, volume: &Volume) -> Result<()> {
@@ -203,4 +214,41 @@ pub(crate) async fn refused(world: &mut World, volume: &Volume) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A class asks for what a policy forbids. Whoever made the claim is told so where he looks.
+pub(crate) async fn forbidden(world: &mut World) -> Result<()> {
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": { "name": ELSEWHERE },
+        "provisioner": "coffer.csi",
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "parameters": { "provider": ELSEWHERE },
+    });
+    world.cluster.apply(&class.to_string()).await?;
+    let mut strict = claim(STRICT, "Filesystem");
+    strict["spec"]["storageClassName"] = ELSEWHERE.into();
+    // A node is chosen for a Pod that uses the claim, and the volume is asked for only then.
+    world.apply(&[strict, once(STRICT, of_claim(STRICT), "exit 1")]).await?;
+    world.until("an Event says what the policy forbids", TOLD, is_told).await?;
+    let phase = text(&world.get(&["--namespace", TENANT, "pvc", STRICT]).await?["status"]["phase"])?;
+    ensure!(phase == "Pending", "the claim that a policy forbids is {phase}");
+
+    world.of_tenant(&["delete", "pod", STRICT, "--timeout=60s"]).await?;
+    world.of_tenant(&["delete", "pvc", STRICT, "--timeout=60s"]).await?;
+    world.kubectl(&["delete", "storageclass", ELSEWHERE]).await.map(drop)
+}
+
+/// Whether an Event of the forbidden claim has Coffer's own words.
+async fn is_told(world: &World) -> Result<bool> {
+    let words = format!(
+        "policy {STRICT} gives provider {PROVIDER}, and provider {ELSEWHERE} is asked for; the policy is mandatory: \
+         take that out of the StorageClass"
+    );
+    let claim = format!("involvedObject.kind=PersistentVolumeClaim,involvedObject.name={STRICT}");
+    let field = format!("--field-selector={claim},reason=ProvisioningFailed");
+    let events = world.get(&["--namespace", TENANT, "events", &field]).await?;
+    let mut messages = events["items"].as_array().into_iter().flatten().filter_map(|event| event["message"].as_str());
+    Ok(messages.any(|message| message.contains(&words)))
 }

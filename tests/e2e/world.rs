@@ -29,6 +29,7 @@ const POLL: Duration = Duration::from_millis(500);
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) values: PathBuf,
+    pub(crate) providers: Providers,
     helm: PathBuf,
     // A KMS and a store of this machine. They end last.
     _servers: Vec<Running>,
@@ -49,13 +50,11 @@ impl World {
         ensure!(helm.is_file(), "there is no helm; `make e2e` builds it, and so does: tests/install helm");
         install::images(work)?;
         let cluster = Cluster::start(work, NODES).await?;
-        let objects =
-            |kind: &str, name: &str| json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name } });
         for name in [TENANT, SYSTEM] {
-            cluster.apply(&objects("Namespace", name).to_string()).await?;
+            cluster.apply(&namespace(name).to_string()).await?;
         }
         let (values, servers) = install::values(&cluster, providers).await?;
-        Ok(Self { cluster, values, helm, _servers: servers })
+        Ok(Self { cluster, values, providers, helm, _servers: servers })
     }
 
     pub(crate) async fn helm(&self, words: &[&str]) -> Result<String> {
@@ -71,11 +70,25 @@ impl World {
         self.kubectl(&[&["--namespace", TENANT][..], words].concat()).await
     }
 
+    /// Makes a namespace, in which Pods can be made.
+    pub(crate) async fn make_namespace(&self, name: &str) -> Result<()> {
+        self.cluster.apply(&namespace(name).to_string()).await?;
+        let has_account = async |world: &Self| -> Result<bool> {
+            world.get(&["--namespace", name, "serviceaccount", "default"]).await.map(|_| true)
+        };
+        self.until("the namespace has a ServiceAccount", WAITING, has_account).await
+    }
+
     /// Applies objects in the tenant's namespace.
     pub(crate) async fn apply(&self, objects: &[Value]) -> Result<()> {
+        self.apply_in(TENANT, objects).await
+    }
+
+    /// Applies objects in a namespace.
+    pub(crate) async fn apply_in(&self, namespace: &str, objects: &[Value]) -> Result<()> {
         for object in objects {
             let mut object = object.clone();
-            object["metadata"]["namespace"] = TENANT.into();
+            object["metadata"]["namespace"] = namespace.into();
             self.cluster.apply(&object.to_string()).await?;
         }
         Ok(())
@@ -83,8 +96,13 @@ impl World {
 
     /// Waits for something of an object in the tenant's namespace, as `kubectl wait` has it.
     pub(crate) async fn wait(&self, object: &str, what: &str) -> Result<()> {
+        self.wait_in(TENANT, object, what).await
+    }
+
+    /// Waits for something of an object in a namespace, as `kubectl wait` has it.
+    pub(crate) async fn wait_in(&self, namespace: &str, object: &str, what: &str) -> Result<()> {
         let what = format!("--for={what}");
-        let words = ["wait", "--namespace", TENANT, &what, WAIT, object];
+        let words = ["wait", "--namespace", namespace, &what, WAIT, object];
         self.cluster.kubectl(&words, WAITING).await.map(drop)
     }
 
@@ -95,7 +113,12 @@ impl World {
 
     /// Waits until a Pod of the tenant has done what it was to do.
     pub(crate) async fn completes(&self, pod: &str) -> Result<()> {
-        self.wait(&format!("pod/{pod}"), "jsonpath={.status.phase}=Succeeded").await
+        self.completes_in(TENANT, pod).await
+    }
+
+    /// Waits until a Pod of a namespace has done what it was to do.
+    pub(crate) async fn completes_in(&self, namespace: &str, pod: &str) -> Result<()> {
+        self.wait_in(namespace, &format!("pod/{pod}"), "jsonpath={.status.phase}=Succeeded").await
     }
 
     /// Waits until all Pods of a workload of Coffer are new and ready.
@@ -122,7 +145,12 @@ impl World {
 
     /// The volume of a claim of the tenant.
     pub(crate) async fn volume(&self, claim: &str) -> Result<Volume> {
-        let claim = self.get(&["--namespace", TENANT, "pvc", claim]).await?;
+        self.volume_in(TENANT, claim).await
+    }
+
+    /// The volume of a claim of a namespace.
+    pub(crate) async fn volume_in(&self, namespace: &str, claim: &str) -> Result<Volume> {
+        let claim = self.get(&["--namespace", namespace, "pvc", claim]).await?;
         let pv = text(&claim["spec"]["volumeName"])?;
         let object = self.get(&["pv", &pv]).await?;
         let id = text(&object["spec"]["csi"]["volumeHandle"])?;
@@ -172,6 +200,10 @@ impl World {
             said[said.len().saturating_sub(lines)..].iter().for_each(|line| println!("    {line}"));
         }
     }
+}
+
+fn namespace(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } })
 }
 
 /// A text that must be there.
