@@ -158,20 +158,33 @@ fn manifests() -> Result<()> {
 }
 
 fn notes() -> Result<()> {
-    let words = ["install", "coffer", "charts/coffer", "--namespace", "coffer-system", "--dry-run=client"];
-    let output = said(&words)?;
-    let told = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let (_, notes) = told.split_once("NOTES:").context("there are no notes")?;
-    for expected in [
+    let as_it_is = [
         "kubectl apply -f -",
         "storageClassName: coffer-local",
         "kubectl get volumekeys",
         "helm test coffer --namespace coffer-system",
         "get secret coffer-cluster-key",
         r#"-o go-template='{{index .data "cluster-key.json" | base64decode}}'"#,
-    ] {
-        ensure!(notes.contains(expected), "{expected:?} is not in:\n{notes}");
+    ];
+    noted(&[], &as_it_is, &[])?;
+    let make_one = ["kind: StorageClass", "provisioner: coffer.csi"];
+    noted(&["--set", "storageClasses.coffer-local=null"], &make_one, &["PersistentVolumeClaim", "helm test"])?;
+    let in_a_bucket = ["--set", "config.store.type=s3"];
+    noted(&in_a_bucket, &["/coffer records list --config /etc/coffer/config.yaml"], &["kubectl get volumekeys"])
+}
+
+/// What the notes of an installation with these words hold, and what they do not.
+fn noted(words: &[&str], with: &[&str], without: &[&str]) -> Result<()> {
+    let install = ["install", "coffer", "charts/coffer", "--namespace", "coffer-system", "--dry-run=client"];
+    let output = said(&[&install[..], words].concat())?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (_, notes) = told.split_once("NOTES:").context("there are no notes")?;
+    for (texts, expected) in [(with, true), (without, false)] {
+        for text in texts {
+            let what = if expected { "is not" } else { "is" };
+            ensure!(notes.contains(text) == expected, "{words:?}: {text:?} {what} in:\n{notes}");
+        }
     }
     Ok(())
 }
