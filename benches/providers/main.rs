@@ -235,7 +235,7 @@ async fn calls(folder: &Path, bed: &OpenBao, provider: &Value, volumes: &Arc<[Vo
     let provider = with(provider, "validate", json!("startup"));
     let unwrap = format!("POST {}", decrypt_path(&provider)?);
     let title = format!("{STAGES} stages of {VOLUMES} volumes");
-    println!("{title:<48} {:>12} {:>12}", "KMS unwraps", "other calls");
+    println!("{title:<48} {:>12} {:>12}", "to unwrap", "other calls");
     let mut counts = Vec::new();
     for (what, name, provider, most) in [
         ("key service with a cache", "counted-cached", provider.clone(), VOLUMES),

@@ -34,6 +34,21 @@ pub struct Settings {
     pub requests_per_second: NonZeroU32,
 }
 
+impl Settings {
+    /// How long a watch lasts: a third of the time for which a silent one counts. Then it is begun again where it was.
+    #[must_use]
+    pub fn watch_time(&self) -> Duration {
+        self.watch_expiry / 3
+    }
+
+    /// How long a connection to the API server may be silent while something is asked on it: half of that time, so that
+    /// a watch and the silence after it are over before it is.
+    #[must_use]
+    pub fn silence_time(&self) -> Duration {
+        self.watch_expiry / 2
+    }
+}
+
 /// A ServiceAccount: `NAMESPACE/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {

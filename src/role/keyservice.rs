@@ -170,8 +170,7 @@ async fn authority(
     tasks: &mut JoinSet<Result<()>>,
     end: CancellationToken,
 ) -> Result<Arc<Authority>> {
-    // Half of what a silent watch may count for: the other half is how long a watch lasts before it is begun again.
-    let client = coffer::kubernetes::client_that_waits(settings.watch_expiry / 2).await?;
+    let client = coffer::kubernetes::client_that_waits(settings.silence_time()).await?;
     let (authority, watches) = Authority::watch(client, settings);
     health.set_ready(WATCHES, false);
     let (synced, health) = (authority.clone(), health.clone());

@@ -9,12 +9,11 @@ use serde_json::Value;
 use crate::{
     install::{self, Providers},
     volumes::{POOL, read_blocks, written_in},
-    world::{SYSTEM, TENANT, Volume, World},
+    world::{KEY_SERVICE, SYSTEM, TENANT, Volume, World},
 };
 
 /// The namespace that goes before its volume.
 const BRIEF: &str = "brief";
-const KEY_SERVICE: &str = "deployment/coffer-keyservice";
 /// The configuration of a key service, in its Pods.
 const CONFIG: &str = "--config=/etc/coffer/config.yaml";
 const ON_NODE: Duration = Duration::from_secs(60);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     install,
     volumes::read,
-    world::{SYSTEM, TENANT, Volume, World, text},
+    world::{KEY_SERVICE, SYSTEM, TENANT, Volume, World, text},
 };
 
 const DRIVER: &str = "daemonset/coffer-node";
@@ -49,10 +49,9 @@ pub(crate) async fn upgraded(world: &mut World) -> Result<()> {
 }
 
 pub(crate) async fn key_service_rolled(world: &mut World) -> Result<()> {
-    let service = "deployment/coffer-keyservice";
-    world.kubectl(&["rollout", "restart", "--namespace", SYSTEM, service]).await?;
+    world.kubectl(&["rollout", "restart", "--namespace", SYSTEM, KEY_SERVICE]).await?;
     read(world, "while-rolling").await?;
-    world.rolled_out(service).await
+    world.rolled_out(KEY_SERVICE).await
 }
 
 pub(crate) async fn power_cut(world: &mut World) -> Result<()> {

@@ -16,6 +16,8 @@ use crate::install::{self, Providers};
 pub(crate) const TENANT: &str = "tenant";
 /// Where Coffer is.
 pub(crate) const SYSTEM: &str = "coffer-system";
+/// The key service's Pods.
+pub(crate) const KEY_SERVICE: &str = "deployment/coffer-keyservice";
 /// The chart's StorageClass.
 pub(crate) const CLASS: &str = "coffer-local";
 

@@ -1,4 +1,5 @@
-//! The keys of many volumes, asked for at once: each caller gets its own answer, whosever requests go together. `transit` puts many into one request; how many there were is counted where they arrive.
+//! The keys of many volumes, asked for at once: each caller gets its own answer, whosever requests go together.
+//! `transit` puts many into one request; how many there were is counted where they arrive.
 
 use std::{sync::Arc, time::Duration};
 
@@ -189,7 +190,7 @@ async fn all_hang(house: House) -> Result<()> {
 
 async fn throttled(house: House) -> Result<()> {
     let mut many = Many::start(house).await?;
-    // Whoever is throttled comes again when he was told to, and not before, each by himself.
+    // Whoever is throttled comes again when he was told to, together with the others, and not at once by himself.
     many.kms = Arc::new(many.provider.guarded(CallSettings::default(), no_cache()));
     many.forecast.set([vec![Weather::Slow; UNDER_WAY], vec![Weather::Throttled { retry_after: Some(1) }]].concat());
     many.all_open(0..VOLUMES).await?;

@@ -41,9 +41,6 @@ const READ_TIME: Duration = Duration::from_secs(10);
 const READS: usize = 64;
 /// PersistentVolumes of one volume that are read: there is one, and there may be another while it is moved.
 const NAMES: usize = 8;
-/// A watch lasts for this part of the time for which a silent one counts: then it is begun again where it was. The client
-/// gives up what stays silent for half of that time ([`crate::kubernetes::client_that_waits`]), so both together are less.
-const PARTS: u32 = 3;
 /// The pause after a watch that broke, where the growing pauses have no end of their own.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -65,13 +62,13 @@ impl fmt::Debug for Holders {
 
 impl Holders {
     /// Those of the volumes of these drivers, and the watches that know of them: they go on for as long as the future
-    /// is polled. One that fell silent counts for `expiry` at most, where the client gives up after half of it.
+    /// is polled. Each lasts for a time, and is begun again where it was: that bounds how long one may be dead without our
+    /// noticing.
     pub fn watch(
         client: Client,
         drivers: &[String],
-        expiry: Duration,
+        lasts: Duration,
     ) -> (Self, impl Future<Output = ()> + Send + 'static + use<>) {
-        let lasts = expiry / PARTS;
         let holders = Self {
             volumes: Watched::of(Drivers::named(drivers)),
             attachments: Watched::of(Drivers::named(drivers)),

@@ -32,9 +32,10 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// The API server of a client, and its watches: they go on for as long as the future is polled.
+    /// The API server of a client, and its watches: they go on for as long as the future is polled. The client gives up
+    /// what is silent for longer than [`Settings::silence_time`].
     pub fn watch(client: Client, settings: Settings) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
-        let (holders, watches) = Holders::watch(client.clone(), &settings.drivers, settings.watch_expiry);
+        let (holders, watches) = Holders::watch(client.clone(), &settings.drivers, settings.watch_time());
         let accounts = Accounts::new(client, settings);
         (Arc::new(Self { accounts, holders }), watches)
     }

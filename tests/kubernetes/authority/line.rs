@@ -8,7 +8,10 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use testbed::kube::{ApiServer, keys::WATCH_EXPIRY};
+use testbed::kube::{
+    ApiServer,
+    keys::{WATCH_EXPIRY, settings},
+};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -42,7 +45,7 @@ impl Line {
         let mut config = config(kubeconfig).await?;
         config.cluster_url = format!("https://{}", self.address).parse()?;
         config.default_retry = false;
-        config.read_timeout = Some(WATCH_EXPIRY / 2);
+        config.read_timeout = Some(settings("any", WATCH_EXPIRY, 1).silence_time());
         Ok(Client::try_from(config)?)
     }
 

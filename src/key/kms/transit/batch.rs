@@ -8,7 +8,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -71,12 +70,6 @@ pub(super) struct Batches {
     lanes: Mutex<BTreeMap<String, Lane>>,
 }
 
-impl fmt::Debug for Batches {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batches").field("mount", &self.mount).finish_non_exhaustive()
-    }
-}
-
 #[derive(Default)]
 struct Lane {
     under_way: usize,
@@ -110,7 +103,6 @@ impl Drop for Place {
         let runtime = Handle::try_current().ok();
         let mut lanes = self.batches.lanes();
         let Some(lane) = lanes.get_mut(&self.key) else { return };
-        lane.waiting.retain(|waiting| !waiting.seat.is_closed());
         let going: Vec<_> = lane.waiting.drain(..lane.waiting.len().min(MOST)).collect();
         let next = runtime.filter(|_| !going.is_empty());
         if next.is_none() {
@@ -144,6 +136,7 @@ impl Batches {
                 lane.under_way += 1;
                 return Turn::Alone(Some(Place { batches: self.clone(), key: key.to_owned() }));
             }
+            // Those who went alone meanwhile.
             lane.waiting.retain(|waiting| !waiting.seat.is_closed());
             let (seat, seated) = oneshot::channel();
             lane.waiting.push(Waiting { body: body.clone(), seat });
